@@ -1,0 +1,278 @@
+"""The command line: one verb per function, nothing else. Exit codes: 0 done, 2 usage, 3 some failed, 4 plan refused."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engine import __version__
+from engine.errors import EngineError, PlanError
+from engine.geometry import Box
+
+if TYPE_CHECKING:
+    from engine.planning import Request
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Restore damaged pictures at any size.")
+model_app = typer.Typer(no_args_is_help=True, help="Checkpoints and their cards.")
+app.add_typer(model_app, name="model")
+
+EXIT_FAILED = 3
+EXIT_REFUSED = 4
+
+
+class Scale(str, Enum):
+    """Enlargements of the network."""
+
+    X1 = "1"
+    X2 = "2"
+    X4 = "4"
+    X8 = "8"
+    X16 = "16"
+
+
+class Format(str, Enum):
+    OME_ZARR = "ome-zarr"
+    TIFF = "tiff"
+    PNG = "png"
+    JPEG = "jpeg"
+
+
+class Precision(str, Enum):
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Degradation(str, Enum):
+    CLEAN = "clean"
+    SCAN = "scan"
+
+
+def _parse_bytes(text: str) -> int:
+    """`4GB`, `512MB`, `1.5GiB` or a number of bytes."""
+    units = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1}
+    lowered = text.strip().lower()
+    unit = next((u for u in sorted(units, key=len, reverse=True) if lowered.endswith(u)), "")
+    try:
+        return int(float(lowered.removesuffix(unit)) * units.get(unit, 1))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a size; write 4GB, 512MB or a number of bytes") from None
+
+
+def _parse_box(text: str) -> Box:
+    """`y,x,h,w` in input pixels."""
+    try:
+        y, x, h, w = (int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not y,x,h,w: four whole numbers with commas") from None
+    return Box(y, x, y + h, x + w)
+
+
+Inputs = Annotated[
+    list[Path], typer.Argument(help="Pictures (PNG, JPEG, TIFF) or folders of them.", show_default=False)
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the outputs; made where it is missing.")]
+MaskOption = Annotated[
+    str,
+    typer.Option("--mask", help="Mask file (non-zero = missing), a folder of masks, or none.", metavar="FILE|DIR|none"),
+]
+ScaleOption = Annotated[Scale | None, typer.Option("--scale", help="Enlargement.")]
+LongSide = Annotated[int | None, typer.Option("--long-side", min=1, help="Long side of the output in pixels.")]
+BoxOption = Annotated[
+    Box | None, typer.Option("--box", parser=_parse_box, metavar="y,x,h,w", help="Restore one region, input pixels.")
+]
+Model = Annotated[str | None, typer.Option("--model", help="Embedded name or .safetensors file.")]
+DegradationOption = Annotated[Degradation, typer.Option("--degradation", help="What the picture went through.")]
+Formats = Annotated[list[Format], typer.Option("--format", help="May be given more than once.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto is fp32.")]
+MaxMemory = Annotated[
+    int | None, typer.Option("--max-memory", parser=_parse_bytes, metavar="4GB", help="Limit of one process.")
+]
+MaxPixels = Annotated[int, typer.Option("--max-pixels", min=1, help="Refuse inputs with more pixels than this.")]
+DEFAULT_FORMATS = [Format.OME_ZARR, Format.PNG]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more to stderr.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr
+    )
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def restore(
+    inputs: Inputs,
+    out: Out,
+    mask: MaskOption = "none",
+    scale: ScaleOption = None,
+    long_side: LongSide = None,
+    box: BoxOption = None,
+    model: Model = None,
+    degradation: DegradationOption = Degradation.CLEAN,
+    formats: Formats = DEFAULT_FORMATS,
+    precision: PrecisionOption = Precision.AUTO,
+    max_memory: MaxMemory = None,
+    max_pixels: MaxPixels = 1 << 30,
+    replace: Annotated[bool, typer.Option("--replace", help="Swap earlier outputs of another plan.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on stdout.")] = False,
+) -> None:
+    """Fill the holes of pictures and raise their detail."""
+    from engine.console import Console, exit_code, find_pictures
+    from engine.restore import Job, Restorer
+
+    with _typed_errors():
+        request = _request(scale, long_side, box, precision, max_memory)
+        pictures = find_pictures(inputs, out)
+        restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
+    wanted = tuple(dict.fromkeys(item.value for item in formats))
+    with Console(num_pictures=len(pictures), as_json=as_json) as console:
+        console.say(f"model {restorer.checkpoint.card.name}, degradation {restorer.checkpoint.card.degradation}")
+        ends = [
+            console.run(
+                Job(path, None, out, name, wanted, replace, max_pixels), mask, request=request, restorer=restorer
+            )
+            for name, path in pictures.items()
+        ]
+    raise typer.Exit(exit_code(ends))
+
+
+@app.command()
+def plan(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option("--out", help="Where the outputs would go.")] = Path(),
+    mask: MaskOption = "none",
+    scale: ScaleOption = None,
+    long_side: LongSide = None,
+    box: BoxOption = None,
+    model: Model = None,
+    degradation: DegradationOption = Degradation.CLEAN,
+    formats: Formats = DEFAULT_FORMATS,
+    precision: PrecisionOption = Precision.AUTO,
+    max_memory: MaxMemory = None,
+    max_pixels: MaxPixels = 1 << 30,
+) -> None:
+    """Say what a restoration would take, and write nothing."""
+    from engine.console import describe_plan, find_pictures
+    from engine.mask import find_mask
+    from engine.restore import Job, Restorer
+    from engine.tiling.plan import validate
+
+    with _typed_errors():
+        request = _request(scale, long_side, box, precision, max_memory)
+        restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
+        rate = restorer.measured_rate()
+        for name, path in find_pictures(inputs, None).items():
+            wanted = tuple(dict.fromkeys(item.value for item in formats))
+            job = Job(path, find_mask(mask, image=path), out, name, wanted, max_pixels=max_pixels)
+            made, tiling, info = restorer.plan(job, request)
+            typer.echo(describe_plan(made, tiling, info, restorer.checkpoint.card, rate))
+            validate(made, out=out, max_memory_bytes=max_memory)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option("--data", help="Folder of pictures under an open licence.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same folder resumes it.")],
+    recipe: Annotated[str, typer.Option("--recipe", help="Name of the recipe.")] = "lite",
+    stages: Annotated[
+        list[str] | None, typer.Option("--stage", help="Only these stages, in the recipe's order.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", min=1, help="Wall clock of the whole run, seconds.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    start_from: Annotated[
+        Path | None, typer.Option("--start-from", help="Weights (.safetensors) to start from.")
+    ] = None,
+) -> None:
+    """Train a recipe in this process; stops cleanly on a signal and resumes by itself."""
+    import torch
+
+    from engine.train.loop import Run, finish
+    from engine.train.loop import train as train_run
+    from engine.train.recipes import RECIPES
+
+    if recipe not in RECIPES:
+        raise typer.BadParameter(f"{recipe!r} is not one of {', '.join(RECIPES)}", param_hint="--recipe")
+    logging.getLogger().setLevel(logging.INFO)
+    torch.set_num_threads(threads)
+    chosen = RECIPES[recipe]()
+    with _typed_errors():
+        run = Run(chosen, data, out, budget or chosen.budget_s, device=device, start_from=start_from)
+        train_run(run, tuple(stages or ()))
+        card = finish(run, threads=threads)
+    typer.echo(f"{out / (recipe + '.safetensors')}: {card.parameters:,} parameters")
+
+
+@model_app.command("list")
+def model_list() -> None:
+    """The embedded checkpoints."""
+    from engine.models.checkpoint import embedded, read_card
+
+    with _typed_errors():
+        for name, path in embedded().items():
+            card = read_card(path)
+            scales = ", ".join(f"x{scale}" for scale in card.scales)
+            typer.echo(
+                f"{name}: {card.task}, {card.degradation}, {scales}, {card.parameters:,} parameters, "
+                f"{path.stat().st_size:,} bytes, {card.licence}"
+            )
+
+
+@app.command()
+def doctor() -> None:
+    """Check this installation: libraries, embedded models, and that a tile equals the whole."""
+    from engine.doctor import diagnose
+
+    healthy = True
+    for line, good in diagnose():
+        typer.echo(f"{'ok  ' if good else 'BAD '} {line}")
+        healthy = healthy and good
+    raise typer.Exit(0 if healthy else EXIT_FAILED)
+
+
+@contextmanager
+def _typed_errors() -> Iterator[None]:
+    """An error that stops everything: its sentence on stderr, and its exit code."""
+    try:
+        yield
+    except EngineError as error:
+        typer.echo(f"{error.code}: {error}", err=True)
+        raise typer.Exit(EXIT_REFUSED if isinstance(error, PlanError) else EXIT_FAILED) from None
+
+
+def _request(
+    scale: Scale | None, long_side: int | None, box: Box | None, precision: Precision, max_memory: int | None
+) -> "Request":
+    from engine.planning import Request
+
+    if scale is not None and long_side is not None:
+        raise typer.BadParameter("give --scale or --long-side, not both", param_hint="--scale")
+    return Request(
+        scale=int((scale or Scale.X1).value),
+        long_side_px=long_side,
+        box=box,
+        precision=precision.value,
+        max_memory_bytes=max_memory,
+    )
+
+
+def main() -> None:
+    """The `engine` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Everything that can go wrong for a user, one class per cause.
+
+    EngineError
+    ├── InputError                 this picture cannot be restored; the others go on (exit 3)
+    │   ├── UnreadableInput        missing, empty, truncated, or damaged beyond decoding
+    │   ├── UnsupportedInput       a format, colour model or bit depth that is not restored
+    │   ├── DisguisedInput         the content is not what the name says
+    │   ├── TooManyPixels          the header announces more pixels than the limit
+    │   ├── MaskMismatch           the mask is of another size than the picture
+    │   ├── MaskUnavailable        no mask was found, or the model cannot make one
+    │   └── NothingKnown           every pixel is missing: there is nothing to restore from
+    ├── ModelError                 a checkpoint or its card cannot be used
+    ├── PlanError                  the work cannot finish as asked; nothing was written (exit 4)
+    │   ├── NotEnoughMemory
+    │   ├── NotEnoughDisk
+    │   ├── OutputTooLarge         a format cannot hold a picture of that size
+    │   ├── OutputUnsupported      a format cannot hold these channels or bits
+    │   ├── OutputExists           another plan's finished work is in the way
+    │   └── OutputBusy             another process is writing the same plan
+    ├── StorageError               the disk refused a write while the work ran (exit 3)
+    │   ├── StorageFull
+    │   └── StorageReadOnly
+    └── TrainingError              a training run cannot start or go on
+
+Every message names the file, gives both numbers and ends with the remedy. `code` is stable: programs may
+match it.
+"""
+
+
+class EngineError(ValueError):
+    """A cause that a user can understand and act on."""
+
+    code = "error"
+
+
+class InputError(EngineError):
+    code = "input"
+
+
+class UnreadableInput(InputError):
+    code = "unreadable-input"
+
+
+class UnsupportedInput(InputError):
+    code = "unsupported-input"
+
+
+class DisguisedInput(InputError):
+    code = "disguised-input"
+
+
+class TooManyPixels(InputError):
+    code = "too-many-pixels"
+
+
+class MaskMismatch(InputError):
+    code = "mask-mismatch"
+
+
+class MaskUnavailable(InputError):
+    code = "mask-unavailable"
+
+
+class NothingKnown(InputError):
+    code = "nothing-known"
+
+
+class ModelError(EngineError):
+    code = "model"
+
+
+class PlanError(EngineError):
+    code = "plan"
+
+
+class NotEnoughMemory(PlanError):
+    code = "not-enough-memory"
+
+
+class NotEnoughDisk(PlanError):
+    code = "not-enough-disk"
+
+
+class OutputTooLarge(PlanError):
+    code = "output-too-large"
+
+
+class OutputUnsupported(PlanError):
+    code = "output-unsupported"
+
+
+class OutputExists(PlanError):
+    code = "output-exists"
+
+
+class OutputBusy(PlanError):
+    code = "output-busy"
+
+
+class StorageError(EngineError):
+    code = "storage"
+
+
+class StorageFull(StorageError):
+    code = "storage-full"
+
+
+class StorageReadOnly(StorageError):
+    code = "storage-read-only"
+
+
+class TrainingError(EngineError):
+    code = "training"

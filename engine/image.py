@@ -1,0 +1,254 @@
+"""Pictures in: header checks, a streamed decode into a staged file, and boxes of it on demand.
+
+Pixels outside the network are `(h, w, c)` uint8 or uint16, c = 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + straight alpha.
+Palettes and 1-bit pictures arrive expanded, exactly; EXIF orientation is applied once, when a box is read.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+import pyvips
+from numpy.typing import NDArray
+
+from engine.errors import ModelError, TooManyPixels, UnreadableInput, UnsupportedInput
+from engine.geometry import Box, Size
+from engine.header import MAX_WORKING_BYTES, Header, check_png_end, read_header
+from engine.staged import Pixels, RawFile, check_inside, oriented
+
+MAX_PIXELS = 1 << 30
+
+_STRIP_ROWS = 256
+_STRIP_BYTES = 8 << 20
+_VIPS_FORMATS = {"uint8": "uchar", "uint16": "ushort"}
+_UNSTATED_PX_PER_MM = {"png": 2.834, "jpeg": 72 / 25.4, "tiff": 1.0}
+"""What libvips says where a file says nothing."""
+_ICC_SPACES = {1: b"GRAY", 2: b"GRAY", 3: b"RGB ", 4: b"RGB "}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What the header says; nothing is decoded for it."""
+
+    path: Path
+    format: str
+    """"png", "jpeg" or "tiff"."""
+    size: Size
+    """After EXIF orientation."""
+    channels: int
+    dtype: str
+    """"uint8" or "uint16"."""
+    orientation: int
+    """EXIF 1 to 8; the value of the file, which `size` and `Picture.read` have applied already."""
+    icc: bytes | None
+    """The embedded profile, byte for byte; None where there is none, or one that is not for these channels."""
+    resolution_px_per_mm: tuple[float, float] | None
+    """(y, x), after orientation; None where the file states none."""
+
+    @property
+    def has_alpha(self) -> bool:
+        return self.channels in (2, 4)
+
+
+class Source(Protocol):
+    """Anything that boxes of pixels can be read from."""
+
+    @property
+    def size(self) -> Size: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    def read(self, box: Box) -> Pixels:
+        """The pixels of a box inside the picture, as an array of its own."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture in a staged file."""
+
+    info: ImageInfo
+    sha256: str
+    """Of the bytes of the file that was decoded."""
+    raw: RawFile
+
+    @property
+    def size(self) -> Size:
+        return self.info.size
+
+    @property
+    def channels(self) -> int:
+        return self.info.channels
+
+    @property
+    def dtype(self) -> str:
+        return self.info.dtype
+
+    def read(self, box: Box) -> Pixels:
+        return self.raw.read(box)
+
+
+class ArrayPicture:
+    """A picture in memory, `(h, w, c)` or `(h, w)` uint8 or uint16; read like one in a file."""
+
+    def __init__(self, pixels: Pixels, *, path: Path | None = None) -> None:
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        name = "the array" if path is None else str(path)
+        if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4) or pixels.size == 0:
+            raise UnsupportedInput(f"{name}: a picture is (h, w, c) with 1 to 4 channels, this is {pixels.shape}.")
+        if pixels.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
+            raise UnsupportedInput(f"{name}: a picture is uint8 or uint16, this is {pixels.dtype}. Convert it.")
+        self.path = path
+        self.pixels = pixels
+        self.size = Size(*pixels.shape[:2])
+        self.channels = int(pixels.shape[2])
+        self.dtype = pixels.dtype.name
+        digest = hashlib.sha256(f"{pixels.shape} {self.dtype}".encode())
+        digest.update(np.ascontiguousarray(pixels).data)
+        self.sha256 = digest.hexdigest()
+        """Of the pixels and their shape."""
+
+    def read(self, box: Box) -> Pixels:
+        check_inside(box, self.size)
+        return self.pixels[box.slices].copy()
+
+
+def probe(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
+    """What the header of a PNG, JPEG or TIFF file says, in milliseconds. Raises an InputError for all others."""
+    with _opened(path) as file:
+        header = read_header(file, path)
+        if header.size.num_pixels > max_pixels:
+            raise TooManyPixels(
+                f"{path}: {header.size} is {header.size.num_pixels:,} pixels, the limit is {max_pixels:,}. "
+                "Raise the limit or cut the picture."
+            )
+        if header.working_bytes > MAX_WORKING_BYTES:
+            raise UnsupportedInput(
+                f"{path}: decoding needs {header.working_bytes:,} bytes at once, the limit is {MAX_WORKING_BYTES:,}. "
+                "Save it without interlacing, as a baseline JPEG, or as a TIFF in tiles or small strips."
+            )
+        return _info(path, header, _load(file, path, header))
+
+
+def decode(info: ImageInfo, scratch: Path) -> Picture:
+    """Decodes strip by strip into a file in `scratch`, which is created. The file lives as long as `scratch` does.
+
+    Raises UnreadableInput for cut off, damaged or changing files (never a partly decoded picture), StorageFull.
+    """
+    with _opened(info.path) as file:
+        before = os.fstat(file.fileno())
+        header = read_header(file, info.path)
+        if header.format == "png":
+            check_png_end(file, info.path)
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        image = _load(file, info.path, header)
+        raw = RawFile(scratch / f"{sha256[:16]}.raw", header.size, header.channels, header.dtype, info.orientation)
+        if _info(info.path, header, image) != info:
+            raise UnreadableInput(f"{info.path}: changed since its header was read ({info.size}). Run again.")
+        raw.write(_strips(image, raw))
+        after = os.fstat(file.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raw.path.unlink()
+        raise UnreadableInput(f"{info.path}: changed while it was read ({before.st_size} bytes before). Run again.")
+    return Picture(info, sha256, raw)
+
+
+def to_rgb_float(pixels: Pixels) -> NDArray[np.float32]:
+    """`(h, w, 3)` in [0, 1] from `(h, w, c)`: alpha is dropped, grey is repeated."""
+    colour = pixels[..., : 1 if pixels.shape[2] <= 2 else 3]
+    rgb = np.repeat(colour, 3, axis=2) if colour.shape[2] == 1 else colour
+    return rgb.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+
+
+def from_rgb_float(
+    rgb: NDArray[np.float32], *, channels: int, dtype: str, alpha: NDArray[np.float32] | None = None
+) -> Pixels:
+    """`(h, w, c)` from `(h, w, 3)` and alpha `(h, w)`, both in [0, 1]: clipped, rounded half to even.
+
+    Grey is the mean of the three. Alpha must be given exactly where `channels` has one. Raises ModelError for NaN.
+    """
+    if (alpha is not None) != (channels in (2, 4)):
+        raise ValueError(f"{channels} channels {'need' if alpha is None else 'have no'} alpha")
+    colour = rgb.mean(axis=2, keepdims=True, dtype=np.float32) if channels <= 2 else rgb
+    values = colour if alpha is None else np.concatenate([colour, alpha[..., None]], axis=2)
+    if values.size and np.isnan(values.min()):
+        raise ModelError("the network returned values that are not numbers. Try --precision fp32 or another model.")
+    top = np.float32(np.iinfo(dtype).max)
+    return np.rint(np.clip(values, 0, 1) * top).astype(dtype)
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[BufferedReader]:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnreadableInput(f"{path}: not a file. Give a PNG, JPEG or TIFF file.")
+        file = path.open("rb")
+    except OSError as error:
+        raise UnreadableInput(f"{path}: cannot be opened ({error.strerror}). Check the name and the rights.") from error
+    with file:
+        try:
+            yield file
+        except pyvips.Error as error:
+            raise _unreadable(path, error) from error
+
+
+def _load(file: BufferedReader, path: Path, header: Header) -> pyvips.Image:
+    """The matching decoder, stopped behind the header. A descriptor, because libvips caches what it opens by name."""
+    file.seek(0)
+    source = pyvips.Source.new_from_descriptor(file.fileno())
+    if header.format == "png":
+        image = pyvips.Image.pngload_source(source, access="sequential", fail_on="warning")
+    elif header.format == "jpeg":
+        image = pyvips.Image.jpegload_source(source, access="sequential", fail_on="warning")
+    else:
+        image = pyvips.Image.tiffload_source(source, access="sequential", fail_on="warning")
+    said = (image.width, image.height, image.bands, image.format)
+    if said != (header.size.w, header.size.h, header.channels, _VIPS_FORMATS[header.dtype]):
+        raise UnsupportedInput(f"{path}: the decoder sees {said}, the header says {header}. Convert it to PNG.")
+    return image
+
+
+def _info(path: Path, header: Header, image: pyvips.Image) -> ImageInfo:
+    fields = set(image.get_fields())
+    orientation = cast("int", image.get("orientation")) if "orientation" in fields else 1
+    orientation = orientation if 1 <= orientation <= 8 else 1
+    icc = bytes(cast("bytes", image.get("icc-profile-data"))) if "icc-profile-data" in fields else b""
+    usable = icc[36:40] == b"acsp" and icc[16:20] == _ICC_SPACES[header.channels]
+    y, x = (image.xres, image.yres) if orientation >= 5 else (image.yres, image.xres)
+    unstated = _UNSTATED_PX_PER_MM[header.format]
+    stated = min(y, x) > 0 and ("resolution-unit" in fields or (y, x) != (unstated, unstated))
+    return ImageInfo(
+        path=path,
+        format=header.format,
+        size=oriented(header.size, orientation),
+        channels=header.channels,
+        dtype=header.dtype,
+        orientation=orientation,
+        icc=icc if usable else None,
+        resolution_px_per_mm=(y, x) if stated else None,
+    )
+
+
+def _strips(image: pyvips.Image, raw: RawFile) -> Iterator[bytes]:
+    region = pyvips.Region.new(image)
+    h, w = raw.stored_size.h, raw.stored_size.w
+    rows = max(1, min(_STRIP_ROWS, _STRIP_BYTES // raw.row_bytes))
+    for y in range(0, h, rows):
+        yield bytes(region.fetch(0, y, w, min(rows, h - y)))
+
+
+def _unreadable(path: Path, error: pyvips.Error) -> UnreadableInput:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return UnreadableInput(f"{path}: truncated or damaged ({'; '.join(lines[:3])}). Copy or scan it anew.")

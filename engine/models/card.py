@@ -1,0 +1,52 @@
+"""What a model says of itself; travels beside its weights as JSON."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from engine.errors import ModelError
+from engine.models.cra_srgan.config import Config
+
+Value = str | int | float | bool | None | Mapping[str, "Value"] | list["Value"]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Facts about one checkpoint."""
+
+    name: str
+    network: str
+    """Name of the architecture."""
+    task: str
+    """inpaint | restore | sr | joint"""
+    scales: tuple[int, ...]
+    context_px: Mapping[str, int]
+    """Per scale: input pixels around a tile that its output depends on."""
+    align_px: int
+    degradation: str
+    """clean (antialiased bicubic reduction) or scan (blur, noise, JPEG)."""
+    licence: str
+    config: Config
+    sha256: str
+    """Of the weights file."""
+    parameters: int
+    training: Mapping[str, Value] = field(default_factory=dict[str, Value])
+    numbers: Mapping[str, Value] = field(default_factory=dict[str, Value])
+    """Measured quality, with the command that measures it."""
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "Card":
+        """Raises ModelError where the card is absent or not one."""
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            config = fields.pop("config")
+            sizes = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
+            return cls(config=Config(**sizes), scales=tuple(fields.pop("scales")), **fields)
+        except FileNotFoundError:
+            raise ModelError(f"{path}: no card beside the weights; every checkpoint needs 1, 0 found") from None
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ModelError(f"{path}: not a model card ({error}); export the model again") from error

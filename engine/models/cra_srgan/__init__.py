@@ -1,0 +1,1 @@
+"""CRA-SRGAN, the network of this project."""

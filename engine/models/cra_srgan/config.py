@@ -1,0 +1,47 @@
+"""Sizes of the generator, as data."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Widths, depths and modules of CRA-SRGAN. A module set to False is replaced by an identity (ablations)."""
+
+    guide_channels: int = 15
+    """Feature channels the guide leaves for the tiles; the log ratio native / guide is appended to them."""
+    coarse_channels: int = 16
+    """Width of the coarse network at the guide's resolution; doubled at each halving."""
+    refine_channels: int = 12
+    head_channels: int = 32
+    head_blocks: int = 3
+    trunk_channels: int = 48
+    trunk_blocks: int = 8
+    heads: int = 4
+    stage_channels: tuple[int, ...] = (48, 32, 24, 16)
+    """Channels of the x2 stages, from the input's resolution upwards."""
+    stage_blocks: tuple[int, ...] = (2, 2, 1, 1)
+    multi_scale: bool = True
+    fusion: bool = True
+    edge: bool = True
+    frequency: bool = True
+
+
+def lite() -> Config:
+    """Small enough for a CPU."""
+    return Config()
+
+
+def full() -> Config:
+    """The sizes of the technical report (2.2): 16 trunk blocks of 64 channels, 4 blocks in each of 4 stages."""
+    return Config(
+        guide_channels=31,
+        coarse_channels=32,
+        refine_channels=48,
+        head_channels=64,
+        head_blocks=4,
+        trunk_channels=64,
+        trunk_blocks=16,
+        heads=8,
+        stage_channels=(64, 64, 48, 32),
+        stage_blocks=(4, 4, 4, 4),
+    )

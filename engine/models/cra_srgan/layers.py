@@ -1,0 +1,146 @@
+"""Building blocks of the generator, each of which knows how many pixels it consumes.
+
+Legend: B batch, C channels, H and W pixels at the layer's own resolution. Every tensor is (B, C, H, W) float.
+
+Padding is chosen when a network is built. `"valid"` layers consume a margin of their input on each side: that is how
+tiles become exact. `"same"` layers pad and consume none: that is how crops are trained cheaply. Both hold the same
+parameters. `margin_px` is the number of pixels a layer consumes per side, so a network's context is a sum over layers.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Padding = Literal["valid", "same"]
+
+
+def crop(x: Tensor, margin_px: int) -> Tensor:
+    """`x` without `margin_px` pixels on each of its four sides."""
+    if margin_px == 0:
+        return x
+    return x[..., margin_px:-margin_px, margin_px:-margin_px]
+
+
+def edge_padded(x: Tensor, pad_px: int) -> Tensor:
+    """`x` with its outermost pixels repeated `pad_px` times; free of cost where there is nothing to pad."""
+    return F.pad(x, (pad_px,) * 4, mode="replicate") if pad_px else x
+
+
+def centre(x: Tensor, like: Tensor) -> Tensor:
+    """The middle of `x`, as large as `like`."""
+    return crop(x, (x.shape[-1] - like.shape[-1]) // 2)
+
+
+class Conv(nn.Conv2d):
+    """A convolution that states the margin it consumes."""
+
+    def __init__(
+        self, inputs: int, outputs: int, size: int = 3, *, padding: Padding, dilation: int = 1, groups: int = 1
+    ) -> None:
+        reach = dilation * (size // 2)
+        pad = reach if padding == "same" else 0
+        super().__init__(inputs, outputs, size, padding=pad, dilation=dilation, groups=groups)
+        self.margin_px = reach - pad
+
+
+def zero_(layer: nn.Conv2d) -> nn.Conv2d:
+    """`layer` with all parameters zero: a branch that starts as nothing."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions without batch normalisation (Lim et al. 2017, EDSR, section 3.1)."""
+
+    def __init__(self, channels: int, *, padding: Padding) -> None:
+        super().__init__()
+        self.first = Conv(channels, channels, padding=padding)
+        self.second = Conv(channels, channels, padding=padding)
+        self.margin_px = self.first.margin_px + self.second.margin_px
+
+    def forward(self, x: Tensor) -> Tensor:
+        return crop(x, self.margin_px) + self.second(F.relu(self.first(x), inplace=True))
+
+
+class ResidualGroup(nn.Sequential):
+    """Residual blocks in a row."""
+
+    def __init__(self, channels: int, blocks: int, *, padding: Padding) -> None:
+        super().__init__(*(ResidualBlock(channels, padding=padding) for _ in range(blocks)))
+        self.margin_px = sum(block.margin_px for block in self)  # pyright: ignore[reportAttributeAccessIssue,reportUnknownMemberType,reportUnknownVariableType,reportArgumentType,reportUnknownArgumentType]
+
+
+class GatedConv(nn.Module):
+    """A convolution whose output is weighted by a learned soft mask (Yu et al. 2019, section 3.1)."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, 2 * outputs, 3, stride=stride, padding=dilation, dilation=dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        feature, gate = self.conv(x).chunk(2, dim=1)
+        return F.elu(feature) * torch.sigmoid(gate)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Keys' cubic kernel with a = -0.5 (Keys 1981), the one of MATLAB's imresize."""
+    d = distance.abs()
+    near = 1.5 * d**3 - 2.5 * d**2 + 1
+    far = -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+    return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
+
+
+def _per_channel(kernels: Tensor, channels: int) -> Tensor:
+    """(K, h, w) kernels as a dense (channels * K, channels, h, w) weight that never mixes channels.
+
+    Dense, because few-channel grouped convolutions are slower than the zeros they save.
+    """
+    count, height, width = kernels.shape
+    weight = torch.zeros(channels, count, channels, height, width, dtype=kernels.dtype)
+    for channel in range(channels):
+        weight[channel, :, channel] = kernels
+    return weight.reshape(channels * count, channels, height, width)
+
+
+class BicubicUp(nn.Module):
+    """Bicubic enlargement by 2; equal to `interpolate(mode="bicubic", antialias=True)` away from the border."""
+
+    weight: Tensor
+
+    def __init__(self, channels: int = 3, *, padding: Padding) -> None:
+        super().__init__()
+        offsets = torch.arange(-2, 3, dtype=torch.float64)
+        phases = torch.stack([_cubic(offsets + 0.25), _cubic(offsets - 0.25)])  # output pixels 2i and 2i + 1
+        kernels = torch.einsum("ph,qw->pqhw", phases, phases).reshape(4, 5, 5)
+        self.register_buffer("weight", _per_channel(kernels, channels).float(), persistent=False)
+        self._pad = 2 if padding == "same" else 0
+        self.margin_px = 2 - self._pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            padded = edge_padded(x, self._pad)
+            return F.pixel_shuffle(F.conv2d(padded, self.weight), 2)
+
+
+class BicubicDown(nn.Module):
+    """Antialiased bicubic reduction by 2. `margin_px` counts pixels of the larger picture."""
+
+    weight: Tensor
+
+    def __init__(self, channels: int = 3, *, padding: Padding) -> None:
+        super().__init__()
+        taps = _cubic((torch.arange(8, dtype=torch.float64) - 3.5) / 2)
+        taps = taps / taps.sum()
+        kernel = torch.outer(taps, taps)[None]
+        self.register_buffer("weight", _per_channel(kernel, channels).float(), persistent=False)
+        self._pad = 3 if padding == "same" else 0
+        self.margin_px = 3 - self._pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            padded = edge_padded(x, self._pad)
+            return F.conv2d(padded, self.weight, stride=2)

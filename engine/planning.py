@@ -1,0 +1,240 @@
+"""From a request and a header to a plan: sizes, tile shapes, memory and disk, before a pixel is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from engine.errors import NotEnoughMemory, OutputTooLarge, PlanError
+from engine.geometry import Box, Size, ceil_div, round_up
+from engine.image import Source
+from engine.models.card import Card
+from engine.models.cra_srgan.generator import CraSrgan
+from engine.models.cra_srgan.local import LocalHalf
+from engine.render import Tiling
+from engine.resample import source_box
+from engine.residual import WORKING_SET_BYTES
+from engine.tiling.grid import Grid
+from engine.tiling.plan import Plan, canvas_bytes
+
+PIXEL_VERSION = 1
+"""Raised only when the same plan would give other pixels; guarded by golden hashes."""
+
+MAX_SIDE_PX = 1 << 20
+MAX_TILE_PX = 512
+MIN_TILE_PX = 64
+DRAWN_SIDE_PX = 2048
+"""Output pixels a side that the network enlarges at once: one shard."""
+
+PROCESS_BYTES = 700 << 20
+"""The interpreter with torch and the libraries, and what allocators keep."""
+
+SUPPORTED_PRECISION = {"auto": "fp32", "fp32": "fp32", "bf16": "bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asks for; None leaves the choice to the plan."""
+
+    scale: int = 1
+    long_side_px: int | None = None
+    """Long side of the whole picture's output; takes the place of `scale`."""
+    box: Box | None = None
+    """Region in input pixels."""
+    precision: str = "auto"
+    max_memory_bytes: int | None = None
+    tile_px: int | None = None
+    batch: int = 1
+
+
+def render_scale(request: Request, size: Size) -> int:
+    """The smallest scale of the network that reaches the request."""
+    if request.long_side_px is None:
+        if request.scale not in CraSrgan.SCALES:
+            raise PlanError(f"scale {request.scale} is not one of {CraSrgan.SCALES}; use --long-side for other sizes")
+        return request.scale
+    for scale in CraSrgan.SCALES:
+        if size.long_side * scale >= request.long_side_px:
+            return scale
+    largest = size.long_side * CraSrgan.SCALES[-1]
+    raise OutputTooLarge(
+        f"a long side of {request.long_side_px} px is asked of a picture of {size}; {largest} px is the most "
+        "(x16): restore to that size first, then again"
+    )
+
+
+def output_region(request: Request, size: Size) -> Box:
+    """The input pixels to restore. Raises PlanError where the box is not inside the picture."""
+    whole = Box.of(size)
+    if request.box is None:
+        return whole
+    if request.box.empty or not whole.contains(request.box):
+        b = request.box
+        raise PlanError(
+            f"the box y,x,h,w = {b.y0},{b.x0},{b.y1 - b.y0},{b.x1 - b.x0} is not inside the picture of {size} "
+            "(width x height); give --box inside it"
+        )
+    return request.box
+
+
+def output_size(request: Request, size: Size) -> Size:
+    """Pixels of the output."""
+    region = output_region(request, size).size
+    if request.long_side_px is None:
+        return region.scaled(render_scale(request, size))
+    longest, wanted = size.long_side, request.long_side_px
+    return Size(max(1, round(region.h * wanted / longest)), max(1, round(region.w * wanted / longest)))
+
+
+def drawn_box(plan_size: Size, region: Box, scale: int, box: Box) -> tuple[Box, Box]:
+    """For a box of the output: the input region to draw, and what that is in pixels of the enlarged region."""
+    enlarged = region.size.scaled(scale)
+    touched = source_box(box, source=enlarged, target=plan_size)
+    inner = Box(touched.y0 // scale, touched.x0 // scale, ceil_div(touched.y1, scale), ceil_div(touched.x1, scale))
+    return inner.shifted(region.y0, region.x0), inner.scaled(scale)
+
+
+def tiling_for(request: Request, size: Size, card: Card, channels: int, dtype: str) -> tuple[Tiling, int]:
+    """The largest tiles that fit the memory, and the bytes one process needs with them."""
+    scale = render_scale(request, size)
+    widest = request.tile_px or min(MAX_TILE_PX, max(MIN_TILE_PX, round_up(size.long_side, 64)))
+    if widest % CraSrgan.ALIGN_PX or widest < MIN_TILE_PX:
+        raise PlanError(f"tiles of {widest} px: a multiple of {CraSrgan.ALIGN_PX}, at least {MIN_TILE_PX}, is needed")
+    tile_px = widest
+    while True:
+        tiling = Tiling(tile_px, min(tile_px, max(32, DRAWN_SIDE_PX // max(2, scale))), request.batch)
+        needed = memory_bytes(card, tiling, scale, channels, dtype)
+        limit = request.max_memory_bytes
+        if limit is None or needed <= limit:
+            return tiling, needed
+        if request.tile_px is not None or tile_px // 2 < MIN_TILE_PX or tile_px % 16:
+            raise NotEnoughMemory(
+                f"{needed:,} bytes of memory are needed with tiles of {tile_px} px, {limit:,} are allowed; "
+                "raise --max-memory or lower the scale"
+            )
+        tile_px //= 2
+
+
+def memory_bytes(card: Card, tiling: Tiling, scale: int, channels: int, dtype: str) -> int:
+    """Upper bound of one process's memory: the widest layers, the shard, the residual's working set."""
+    config = card.config
+    levels = scale.bit_length() - 1
+    head = tiling.batch * (tiling.tile_px + 2 * card.context_px["1"]) ** 2 * 4 * (3 * config.head_channels + 40)
+    widest = head
+    if levels:
+        local = LocalHalf(config, padding="valid")
+        encoded = (tiling.tile_px + 2 * local.encode_margin_px(levels)) ** 2 * 4 * 5 * config.trunk_channels
+        kept = (tiling.tile_px + 2 * local.output_margins_px(levels)[0]) ** 2 * 4 * config.stage_channels[0]
+        widest = max(head, encoded, kept + tiling.batch * _decode_bytes(config.stage_channels, local, tiling, levels))
+    shard = 3 * DRAWN_SIDE_PX**2 * channels * (1 if dtype == "uint8" else 2)
+    return PROCESS_BYTES + 4 * card.parameters + max(widest, 2 * WORKING_SET_BYTES) + shard
+
+
+def _decode_bytes(widths: tuple[int, ...], local: LocalHalf, tiling: Tiling, levels: int) -> int:
+    margins = local.output_margins_px(levels)
+    most = 0
+    for level in range(levels):
+        side = (tiling.block_px << level) + 2 * margins[level]
+        grown = 4 * widths[level + 1] if level + 1 < len(widths) else 12
+        most = max(most, side**2 * 4 * (3 * widths[level] + 2 * grown + 60))
+    return most
+
+
+def make_plan(
+    request: Request,
+    source: Source,
+    card: Card,
+    *,
+    name: str,
+    input_sha256: str,
+    mask_sha256: str,
+    num_formats: int = 1,
+) -> tuple[Plan, Tiling]:
+    """The plan of one picture. Raises PlanError where the request cannot be met."""
+    size = output_size(request, source.size)
+    if size.long_side > MAX_SIDE_PX:
+        raise OutputTooLarge(
+            f"{name}: the output would be {size}, {MAX_SIDE_PX} px a side is the most; lower the scale or use --box"
+        )
+    scale = render_scale(request, source.size)
+    tiling, ram = tiling_for(request, source.size, card, source.channels, source.dtype)
+    grid = Grid(size)
+    return Plan(
+        name=name,
+        size=size,
+        channels=source.channels,
+        dtype=source.dtype,
+        grid=grid,
+        input_sha256=input_sha256,
+        mask_sha256=mask_sha256,
+        model=card.name,
+        model_sha256=card.sha256,
+        parameters=_parameters(request, source.size, scale, tiling),
+        projected_ram_bytes=ram,
+        projected_disk_bytes=disk_bytes(source, grid, has_mask=mask_sha256 != "none", num_formats=num_formats),
+    ), tiling
+
+
+def _parameters(request: Request, size: Size, scale: int, tiling: Tiling) -> Mapping[str, int | float | str]:
+    region = output_region(request, size)
+    return {
+        "scale": scale,
+        "long_side_px": request.long_side_px or 0,
+        "box": f"{region.y0},{region.x0},{region.size.h},{region.size.w}",
+        "precision": resolved_precision(request.precision),
+        "tile_px": tiling.tile_px,
+        "block_px": tiling.block_px,
+        "batch": tiling.batch,
+        "backend": f"torch {torch.__version__}",
+        "pixel_version": PIXEL_VERSION,
+    }
+
+
+def resolved_precision(precision: str) -> str:
+    """`auto` is fp32: bf16 is faster but moves pixels by up to a few levels."""
+    if precision not in SUPPORTED_PRECISION:
+        raise PlanError(f"precision {precision!r} is not one of {', '.join(SUPPORTED_PRECISION)}")
+    return SUPPORTED_PRECISION[precision]
+
+
+def disk_bytes(source: Source, grid: Grid, *, has_mask: bool, num_formats: int) -> int:
+    """Upper bound: the canvas uncompressed, each export as large, the staged input, residuals of 30 % holes."""
+    item = 1 if source.dtype == "uint8" else 2
+    staged = source.size.num_pixels * (source.channels * item + (1 if has_mask else 0))
+    detail = int(0.3 * source.size.num_pixels * 6) if has_mask else 0
+    exported = num_formats * grid.size.num_pixels * source.channels * item
+    return canvas_bytes(grid, source.channels, source.dtype) + exported + staged + detail
+
+
+def halo_cost(card: Card, tiling: Tiling, scale: int) -> float:
+    """Share of the network's work that is spent on halos and thrown away, relative to the work kept."""
+    done, kept = _operations(card, tiling, scale)
+    return done / kept - 1
+
+
+def network_operations(card: Card, tiling: Tiling, output: Size, scale: int) -> float:
+    """Multiply-adds for an output, halos included; inpainting counts as if every tile had a hole."""
+    done, _ = _operations(card, tiling, scale)
+    tiles = ceil_div(output.h, tiling.tile_px * scale) * ceil_div(output.w, tiling.tile_px * scale)
+    return done * tiles
+
+
+def _operations(card: Card, tiling: Tiling, scale: int) -> tuple[float, float]:
+    """Multiply-adds for one tile: with its halo, and for its own pixels alone."""
+    config, local, levels = card.config, LocalHalf(card.config, padding="valid"), scale.bit_length() - 1
+    tile = tiling.tile_px
+    head = 9 * config.head_channels * (config.guide_channels + 11 + 2 * config.head_blocks * config.head_channels)
+    if levels == 0:
+        return head * float(tile + 2 * local.head.margin_px) ** 2, head * float(tile) ** 2
+    trunk = 9 * config.trunk_channels**2 * (2 * config.trunk_blocks + 3)
+    encode = head + trunk
+    done = encode * float(tile + 2 * local.encode_margin_px(levels)) ** 2
+    kept = encode * float(tile) ** 2
+    margins, blocks = local.output_margins_px(levels), ceil_div(tile, tiling.block_px) ** 2
+    for level in range(levels):
+        width = config.stage_channels[level]
+        grown = 4 * config.stage_channels[level + 1] if level + 1 < len(config.stage_channels) else 0
+        work = 9 * width * (2 * config.stage_blocks[level] * width + 12 + grown) + 5000  # bicubic, back-projection
+        done += work * blocks * float((tiling.block_px << level) + 2 * margins[level]) ** 2
+        kept += work * float(tile << level) ** 2
+    return done, kept

@@ -1,0 +1,347 @@
+"""One picture, end to end: open, plan, guide, shards, pyramid, publish.
+
+Nothing is written before the plan holds, and nothing has its final name before every shard is checked.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import InputError, OutputExists
+from engine.geometry import Box, Size
+from engine.guide import make_guide
+from engine.image import ArrayPicture, ImageInfo, Pixels, Source, decode, probe
+from engine.mask import Mask, array_mask, no_mask, read_mask
+from engine.models.checkpoint import for_degradation, load
+from engine.models.runner import TorchRunner
+from engine.planning import (
+    Request,
+    drawn_box,
+    make_plan,
+    network_operations,
+    output_region,
+    render_scale,
+    resolved_precision,
+)
+from engine.render import Renderer, Tiling
+from engine.resample import resample_area
+from engine.residual import aggregate
+from engine.store import digest_of, make_folders, storage_errors, write_atomic
+from engine.tiling.canvas import Canvas, stored_plan
+from engine.tiling.execute import ShardEnd, run
+from engine.tiling.export import SUFFIX, check_format, export
+from engine.tiling.grid import ShardKey
+from engine.tiling.plan import Plan, validate
+from engine.tiling.pyramid import HalveShard
+
+Progress = Callable[[ShardEnd, Plan], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture to restore, and where to."""
+
+    image: Path
+    mask: Path | None
+    out: Path
+    name: str
+    """Outputs are `out/name.zarr`, `out/name.png` ..."""
+    formats: tuple[str, ...]
+    replace: bool = False
+    max_pixels: int = 1 << 30
+    """Refused above this many input pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of one picture."""
+
+    plan_id: str
+    outputs: tuple[Path, ...]
+    seconds: float
+    shards_total: int
+    shards_done: int
+    shards_reused: int
+
+
+class Restorer:
+    """A loaded model that restores pictures one after another, in this process."""
+
+    def __init__(self, *, model: str | None = None, degradation: str = "clean", precision: str = "auto") -> None:
+        self.checkpoint = load(model or for_degradation(degradation))
+        self._runner = TorchRunner(
+            self.checkpoint, precision=resolved_precision(precision), threads=os.cpu_count() or 1
+        )
+
+    def plan(self, job: Job, request: Request) -> tuple[Plan, Tiling, ImageInfo]:
+        """What would be done, from headers and digests; nothing is decoded or written."""
+        info = probe(job.image, max_pixels=job.max_pixels)
+        mask_sha256 = "none" if job.mask is None else digest_of(job.mask).sha256
+        plan, tiling = make_plan(
+            request,
+            _Header(info),
+            self.checkpoint.card,
+            name=job.name,
+            input_sha256=digest_of(job.image).sha256,
+            mask_sha256=mask_sha256,
+            num_formats=len(set(job.formats) - {"ome-zarr"}),
+        )
+        for name in job.formats:
+            check_format(name, size=plan.size, channels=plan.channels, dtype=plan.dtype)
+        return plan, tiling, info
+
+    def restore(self, job: Job, request: Request, progress: Progress | None = None) -> Receipt:
+        """Restore, or resume, or find finished; raises an EngineError that says what stood in the way."""
+        started = time.monotonic()
+        plan, tiling, info = self.plan(job, request)
+        targets = {name: job.out / f"{job.name}{SUFFIX[name]}" for name in job.formats}
+        done = reused = plan.grid.num_shards
+        if not _is_finished(plan, targets, job):
+            _refuse_taken(plan, targets, job)
+            published = job.out / f"{job.name}{SUFFIX['ome-zarr']}"
+            if _plan_id(published) == plan.plan_id:  # made earlier; another format is wanted now
+                _export(Canvas.load(published), targets, info)
+                _write_receipt(plan, targets, job)
+            else:
+                validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
+                done, reused = self._make(plan, job, request, info, tiling, targets, progress)
+        seconds = time.monotonic() - started
+        return Receipt(plan.plan_id, tuple(targets.values()), seconds, plan.grid.num_shards, done, reused)
+
+    def _make(
+        self,
+        plan: Plan,
+        job: Job,
+        request: Request,
+        info: ImageInfo,
+        tiling: Tiling,
+        targets: dict[str, Path],
+        progress: Progress | None,
+    ) -> tuple[int, int]:
+        """Shards, exports, receipt, final name, in this order; (shards done, of these reused)."""
+        with storage_errors(job.out):
+            make_folders(job.out)
+        done = reused = 0
+        with Canvas.open(plan, job.out) as canvas:
+            for end in run(canvas, canvas.grid.all_keys(), _Work(self, canvas, job, request, info, tiling)):
+                done += 1
+                reused += end.reused
+                if progress is not None:
+                    progress(end, plan)
+            _export(canvas, targets, info)
+            _write_receipt(plan, targets, job)
+            if "ome-zarr" in targets:
+                canvas.publish(targets["ome-zarr"], replace=job.replace)
+            else:
+                canvas.discard()
+        return done, reused
+
+    def measured_rate(self) -> float:
+        """Multiply-adds per second of the network here, from one small tile at x4."""
+        card = self.checkpoint.card
+        tiling = Tiling(128, 128, 1)
+        source = ArrayPicture(np.zeros((128, 128, 3), np.uint8))
+        renderer = Renderer(source, no_mask(source.size), None, None, self._runner, scale=4, tiling=tiling)
+        best_s = float("inf")
+        for _ in range(3):
+            started = time.monotonic()
+            renderer.forget()
+            renderer.draw(Box.of(source.size))
+            best_s = min(best_s, time.monotonic() - started)
+        return network_operations(card, tiling, source.size.scaled(4), 4) / best_s
+
+    def renderer(self, source: Source, mask: Mask, request: Request, tiling: Tiling, scratch: Path | None) -> Renderer:
+        """The global pass and the residuals of one picture, ready to draw any region of it."""
+        guide = make_guide(source, mask, self._runner)
+        detail = None if guide is None or scratch is None else aggregate(source, mask, guide, scratch)
+        scale = render_scale(request, source.size)
+        return Renderer(source, mask, guide, detail, self._runner, scale=scale, tiling=tiling)
+
+    def array(self, pixels: Pixels, mask: NDArray[np.bool_] | None, request: Request, *, scratch: Path) -> Pixels:
+        """A picture in memory, restored in memory: the same tiles, without a canvas. `scratch` holds residuals."""
+        source = ArrayPicture(pixels)
+        missing = no_mask(source.size) if mask is None else array_mask(mask)
+        plan, tiling = make_plan(
+            request, source, self.checkpoint.card, name="array", input_sha256=source.sha256, mask_sha256=missing.sha256
+        )
+        renderer = self.renderer(source, missing, request, tiling, scratch)
+        return _draw(renderer, plan, request, source.size, Box.of(plan.size))
+
+
+class _Work:
+    """Draws shards of one picture; decodes and looks at it only when the first one is asked for."""
+
+    def __init__(
+        self, restorer: Restorer, canvas: Canvas, job: Job, request: Request, info: ImageInfo, tiling: Tiling
+    ) -> None:
+        self._restorer, self._canvas, self._job = restorer, canvas, job
+        self._request, self._info, self._tiling = request, info, tiling
+        self._halve = HalveShard(canvas)
+        self._renderer: Renderer | None = None
+
+    def __call__(self, key: ShardKey) -> Pixels:
+        if key.level > 0:
+            return self._halve(key)
+        if self._renderer is None:
+            self._renderer = self._opened()
+        plan = self._canvas.plan
+        return _draw(self._renderer, plan, self._request, self._info.size, plan.grid.box(key))
+
+    def _opened(self) -> Renderer:
+        scratch = self._canvas.scratch
+        try:
+            source = decode(self._info, scratch)
+            mask = (
+                no_mask(source.size)
+                if self._job.mask is None
+                else read_mask(self._job.mask, size=source.size, scratch=scratch)
+            )
+        except InputError:
+            self._canvas.discard()  # nothing was computed, nothing is to be resumed
+            raise
+        return self._restorer.renderer(source, mask, self._request, self._tiling, scratch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """A picture whose pixels are not needed."""
+
+    info: ImageInfo
+
+    @property
+    def size(self) -> Size:
+        return self.info.size
+
+    @property
+    def channels(self) -> int:
+        return self.info.channels
+
+    @property
+    def dtype(self) -> str:
+        return self.info.dtype
+
+    def read(self, box: Box) -> Pixels:
+        raise AssertionError(f"{box}: a plan reads no pixels")
+
+
+def _draw(renderer: Renderer, plan: Plan, request: Request, size: Size, box: Box) -> Pixels:
+    """A box of the output, in output pixels."""
+    region, scale = output_region(request, size), render_scale(request, size)
+    drawn, have = drawn_box(plan.size, region, scale, box)
+    pixels = renderer.draw(drawn)
+    enlarged = region.size.scaled(scale)
+    if enlarged == plan.size:
+        return pixels
+    return resample_area(pixels, have, box, source=enlarged, target=plan.size)
+
+
+def _export(canvas: Canvas, targets: dict[str, Path], info: ImageInfo) -> None:
+    """The picture formats, each written once and given its name when complete."""
+    plan = canvas.plan
+    for name, path in targets.items():
+        if name != "ome-zarr":
+            export(
+                canvas.read,
+                size=plan.size,
+                channels=plan.channels,
+                dtype=plan.dtype,
+                fmt=name,
+                path=path,
+                icc=info.icc,
+                resolution_px_per_mm=info.resolution_px_per_mm,
+            )
+
+
+def _receipt_path(job: Job) -> Path:
+    return job.out / f"{job.name}.json"
+
+
+def _write_receipt(plan: Plan, targets: dict[str, Path], job: Job) -> None:
+    """What was made, from what, and how large it is; a picture is finished when this and all it names are there."""
+    outputs = {
+        name: {"file": path.name, "bytes": None if name == "ome-zarr" else path.stat().st_size}
+        for name, path in targets.items()
+    }
+    receipt = {"input": job.image.name, "plan_id": plan.plan_id, "plan": plan.to_json(), "outputs": outputs}
+    write_atomic(_receipt_path(job), json.dumps(receipt, indent=2).encode())
+
+
+def _receipt(job: Job) -> dict[str, Any]:
+    try:
+        return json.loads(_receipt_path(job).read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def _is_finished(plan: Plan, targets: dict[str, Path], job: Job) -> bool:
+    """Whether an earlier run of this very plan made every output that is asked for, and they still are there."""
+    receipt = _receipt(job)
+    if receipt.get("plan_id") != plan.plan_id:
+        return False
+    for name, path in targets.items():
+        if name not in receipt["outputs"]:
+            return False
+        if name == "ome-zarr" and _plan_id(path) != plan.plan_id:
+            return False
+        if name != "ome-zarr" and not (path.is_file() and path.stat().st_size == receipt["outputs"][name]["bytes"]):
+            return False
+    shutil.rmtree(plan.working_folder(job.out), ignore_errors=True)  # left where a run ended behind its receipt
+    return True
+
+
+def _plan_id(folder: Path) -> str | None:
+    plan = stored_plan(folder)
+    return None if plan is None else plan.plan_id
+
+
+def _refuse_taken(plan: Plan, targets: dict[str, Path], job: Job) -> None:
+    """Refuses to write over the input, or over what another plan or another program made."""
+    ours = plan.working_folder(job.out).exists() or _receipt(job).get("plan_id") == plan.plan_id
+    for name, path in targets.items():
+        if path.exists() and any(path.samefile(own) for own in (job.image, job.mask) if own is not None):
+            raise OutputExists(f"{path}: the output would replace its own input; choose another --out")
+        if job.replace or not os.path.lexists(path):
+            continue
+        if _plan_id(path) != plan.plan_id if name == "ome-zarr" else not ours:
+            raise OutputExists(
+                f"{path}: holds the work of another plan, not of {plan.plan_id[:16]}; choose another --out, "
+                "or give --replace to build beside it and swap"
+            )
+
+
+def restore(
+    image: Path | str,
+    *,
+    out: Path | str,
+    mask: Path | str | None = None,
+    scale: int = 1,
+    long_side: int | None = None,
+    box: tuple[int, int, int, int] | None = None,
+    model: str | None = None,
+    degradation: str = "clean",
+    precision: str = "auto",
+    formats: Sequence[str] = ("ome-zarr", "png"),
+    max_memory_bytes: int | None = None,
+    replace: bool = False,
+) -> Receipt:
+    """Restore one picture into the folder `out`.
+
+    image, mask: files; any non-zero mask pixel is missing. scale: 1, 2, 4, 8 or 16; long_side: output pixels, in its
+    place. box: (y, x, h, w) in input pixels. Raises an EngineError with both numbers and the remedy.
+    """
+    path = Path(image)
+    region = None if box is None else Box(box[0], box[1], box[0] + box[2], box[1] + box[3])
+    request = Request(
+        scale=scale, long_side_px=long_side, box=region, precision=precision, max_memory_bytes=max_memory_bytes
+    )
+    restorer = Restorer(model=model, degradation=degradation, precision=precision)
+    job = Job(path, None if mask is None else Path(mask), Path(out), path.stem, tuple(formats), replace)
+    return restorer.restore(job, request)

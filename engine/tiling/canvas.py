@@ -1,0 +1,244 @@
+"""The output of one picture: a pyramid of Zarr arrays in which each shard is written once, whole, and recorded.
+
+See DESIGN.md in this folder for why. Deliberately absent: writing part of a shard, and reading one that is not there
+(Zarr would answer with black).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeAlias, cast
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import EngineError, OutputBusy, OutputExists, StorageError
+from engine.failpoints import hit
+from engine.geometry import Box
+from engine.store import (
+    Digest,
+    DurableStore,
+    FileLock,
+    digest_of,
+    fsync_folder,
+    make_folders,
+    remove_durably,
+    remove_partials,
+    remove_replaced,
+    storage_errors,
+    write_atomic,
+)
+from engine.tiling.grid import Grid, ShardKey
+from engine.tiling.layout import PlaneArray, lay_out, object_key, open_arrays
+from engine.tiling.ledger import Ledger, Record
+from engine.tiling.plan import Plan
+
+Pixels: TypeAlias = NDArray[np.uint8 | np.uint16]
+"""(h, w, c), the full range of the type."""
+
+_MOST_NAMED = 5  # shards that an error message lists
+
+
+class Canvas:
+    """One output, in progress (`open`) or published (`load`). One process writes it; `close` lets another one do so."""
+
+    def __init__(self, plan: Plan, root: Path, *, store: DurableStore, lock: FileLock | None) -> None:
+        self.plan = plan
+        self.root = root
+        self._store = store
+        self._lock = lock
+        self._arrays = open_arrays(store, plan)
+        self._ledger = Ledger(root / "_engine" / "ledger")
+
+    @classmethod
+    def open(cls, plan: Plan, out: Path) -> Self:
+        """Starts the output of `plan` in the folder `out`, or goes on with it; OutputBusy while another process does.
+
+        The lay-out is complete once its plan is stored, which is done last: a start that was cut short is made again.
+        """
+        root = plan.working_folder(out)
+        lock = FileLock.try_take(root / "_engine" / "lock")
+        if lock is None:
+            raise OutputBusy(f"{root}: another process is writing this plan; wait for it, or end it")
+        try:
+            with storage_errors(root):
+                remove_partials(root)
+                store = DurableStore(root)
+                found = stored_plan(root)
+                if found is not None and found.plan_id != plan.plan_id:
+                    raise OutputExists(f"{root}: holds another plan's work; delete the folder")
+                if found is None:
+                    lay_out(store, plan)
+                    write_atomic(root / "_engine" / "plan.json", json.dumps(plan.to_json(), indent=1).encode())
+                make_folders(root / "_engine" / "scratch")
+            return cls(plan, root, store=store, lock=lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def load(cls, final: Path) -> Self:
+        """Opens a published output for reading."""
+        plan = stored_plan(final)
+        if plan is None:
+            raise StorageError(f"{final}: is not an output of this program; give a folder that `restore` has published")
+        return cls(plan, final, store=DurableStore(final, read_only=True), lock=None)
+
+    @property
+    def grid(self) -> Grid:
+        return self.plan.grid
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what is needed only until the output is published."""
+        return self.root / "_engine" / "scratch"
+
+    def array(self, level: int) -> PlaneArray:
+        """The Zarr array (c, y, x) of a level, for readers that check with `is_done` and `damage_named`."""
+        return self._arrays[level]
+
+    def object_path(self, key: ShardKey) -> Path:
+        """The file that holds a shard."""
+        return self.root / object_key(key.level, key.iy, key.ix)
+
+    def is_done(self, key: ShardKey) -> bool:
+        """Whether the shard has a record and its object has the recorded length."""
+        record = self._ledger.get(key)
+        if record is None:
+            return False
+        try:
+            return self.object_path(key).stat().st_size == record.num_bytes
+        except FileNotFoundError:
+            return False
+
+    def write(self, key: ShardKey, pixels: Pixels) -> None:
+        """Stores a whole shard, (h, w, c) of exactly its clipped box, then its record. Other shards may be read."""
+        self._check_owned()
+        box = self.grid.box(key)
+        expected = (box.size.h, box.size.w, self.plan.channels)
+        if pixels.shape != expected or pixels.dtype != self.plan.dtype:
+            raise ValueError(f"shard {key.name} is {expected} {self.plan.dtype}, not {pixels.shape} {pixels.dtype}")
+        # Nothing of an earlier attempt may stay: neither its record, nor bytes that Zarr would read and merge.
+        self._ledger.strike(key)
+        remove_durably(self.object_path(key))
+        ys, xs = box.slices
+        self._arrays[key.level][:, ys, xs] = pixels.transpose(2, 0, 1)
+        digest = self._store.take_digest(object_key(key.level, key.iy, key.ix))
+        self._ledger.add(Record(key, digest.sha256, digest.num_bytes))
+
+    def read(self, box: Box, *, level: int = 0) -> Pixels:
+        """The pixels (h, w, c) of a box inside a level; StorageError where a shard of it is missing or damaged.
+
+        One shard is decoded at a time, so the memory needed is the box and one shard.
+        """
+        if not Box.of(self.grid.level_size(level)).contains(box):
+            raise ValueError(f"{box} is not inside level {level} of {self.grid.level_size(level)}")
+        pixels = np.empty((box.size.h, box.size.w, self.plan.channels), self.plan.dtype)
+        for key in self.grid.keys_in(box, level=level):
+            part = self.grid.box(key).intersection(box)
+            ys, xs = part.slices
+            with self.damage_named([key]):
+                planes = cast("Pixels", self._arrays[level][:, ys, xs])
+            pixels[part.shifted(-box.y0, -box.x0).slices] = planes.transpose(1, 2, 0)
+        return pixels
+
+    @contextmanager
+    def damage_named(self, keys: Iterable[ShardKey]) -> Generator[None]:
+        """Around reading shards: refuses missing ones, and turns a decoder's complaint into the name of the bad one."""
+        keys = list(keys)
+        missing = [key for key in keys if not self.is_done(key)]
+        if missing:
+            raise self._bad(missing)
+        try:
+            yield
+        except EngineError:
+            raise
+        except (RuntimeError, ValueError):
+            self.verify(keys)
+            raise
+
+    def verify(self, keys: Iterable[ShardKey]) -> None:
+        """Reads the objects of the shards again; strikes the record of each that is not as recorded, and raises."""
+        bad = [key for key in keys if not self._is_intact(key)]
+        for key in bad:
+            self._ledger.strike(key)
+        if bad:
+            raise self._bad(bad)
+
+    def publish(self, final: Path, *, replace: bool) -> None:
+        """Checks every shard against its record, then gives the output its name in one step; this canvas is closed.
+
+        Raises OutputExists when `final` is taken and is not to be replaced; StorageError names missing or bad shards,
+        which the next run makes again.
+        """
+        self._check_owned()
+        taken = os.path.lexists(final)
+        if taken and not replace:
+            raise OutputExists(f"{final}: exists already; choose another --out, or give --replace")
+        self.verify(self.grid.all_keys())
+        with storage_errors(final):
+            shutil.rmtree(self.scratch, ignore_errors=False)
+            remove_partials(self.root)
+            fsync_folder(self.root / "_engine")
+            if taken:
+                os.rename(final, final.with_name(f"{final.name}.{uuid4().hex}.replaced"))
+            hit("publish")
+            os.rename(self.root, final)
+            fsync_folder(self.root.parent)
+            fsync_folder(final.parent)
+            hit("publish")
+            # Only now: an opener that found no lock before the rename would think the folder its own.
+            (final / "_engine" / "lock").unlink()
+            remove_replaced(final)
+        self.close()
+
+    def discard(self) -> None:
+        """Deletes the output in progress and closes it."""
+        self._check_owned()
+        with storage_errors(self.root):
+            (self.root / "_engine" / "plan.json").unlink(missing_ok=True)  # half a deletion is a lay-out to make again
+            shutil.rmtree(self.root)
+        self.close()
+
+    def close(self) -> None:
+        """Lets another process go on with this output; a second call does nothing."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _check_owned(self) -> None:
+        if self._lock is None:
+            raise ValueError(f"{self.root}: is closed, or published and so read-only")
+
+    def _is_intact(self, key: ShardKey) -> bool:
+        record = self._ledger.get(key)
+        if record is None or not self.is_done(key):
+            return False
+        return digest_of(self.object_path(key)) == Digest(record.sha256, record.num_bytes)
+
+    def _bad(self, keys: list[ShardKey]) -> StorageError:
+        names = ", ".join(key.name for key in keys[:_MOST_NAMED])
+        more = ", …" if len(keys) > _MOST_NAMED else ""
+        return StorageError(
+            f"{self.root}: {len(keys)} of {self.grid.num_shards} shards are missing or damaged ({names}{more}); "
+            "run the same command again: it makes just these again"
+        )
+
+
+def stored_plan(root: Path) -> Plan | None:
+    """The plan of the output in a folder, published or in progress; None where there is none that can be read."""
+    try:
+        return Plan.from_json(json.loads((root / "_engine" / "plan.json").read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

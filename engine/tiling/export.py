@@ -1,0 +1,177 @@
+"""A finished picture as TIFF, PNG or JPEG, streamed tile by tile: the memory needed does not grow with its height.
+
+TIFF holds the exact pixels in 512 px tiles, Deflate with a horizontal predictor, BigTIFF where it could pass 4 GB. PNG
+and JPEG are encoded row by row from a temporary uncompressed TIFF beside the target, because the tiles come first.
+"""
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+import numpy as np
+import pyvips
+import tifffile
+
+from engine.errors import OutputTooLarge, OutputUnsupported, StorageError
+from engine.geometry import Box, Size
+from engine.staged import Pixels
+from engine.store import fsync_folder, make_folders, storage_errors
+
+SUFFIX: dict[str, str] = {"ome-zarr": ".zarr", "tiff": ".tif", "png": ".png", "jpeg": ".jpg"}
+
+_MAX_SIDE_PX = {"tiff": 2**31 - 1, "png": 1_000_000, "jpeg": 65_500}
+"""What the usual readers accept: libtiff's signed sides, libpng's and libjpeg's own limits (65,535 in the standard)."""
+_TILE_PX = 512
+_CLASSIC_TIFF_BYTES = (1 << 32) - (1 << 27)
+_DEFAULT_PX_PER_MM = 72 / 25.4
+
+
+@dataclass(frozen=True, slots=True)
+class _Sheet:
+    """What a file holds besides its pixels."""
+
+    read: Callable[[Box], Pixels]
+    size: Size
+    channels: int
+    dtype: str
+    icc: bytes | None
+    resolution_px_per_mm: tuple[float, float] | None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.size.num_pixels * self.channels * np.dtype(self.dtype).itemsize
+
+
+def check_format(fmt: str, *, size: Size, channels: int, dtype: str) -> None:
+    """Raises OutputTooLarge or OutputUnsupported, with the remedy, for a picture that a format cannot hold."""
+    if fmt not in SUFFIX:
+        raise OutputUnsupported(f"there is no format '{fmt}'; choose {', '.join(SUFFIX)}.")
+    limit_px = _MAX_SIDE_PX.get(fmt, size.long_side)
+    if size.long_side > limit_px:
+        raise OutputTooLarge(
+            f"the output is {size} px, a side of a {fmt.upper()} is at most {limit_px:,} px. Choose ome-zarr or tiff."
+        )
+    if fmt == "jpeg" and channels in (2, 4):
+        raise OutputUnsupported(
+            f"JPEG holds 1 or 3 channels, the output has {channels} with alpha. Choose png or tiff."
+        )
+    if fmt == "jpeg" and dtype != "uint8":
+        raise OutputUnsupported("JPEG holds 8 bits a channel, the output has 16. Choose png or tiff.")
+
+
+def export(
+    read: Callable[[Box], Pixels],
+    *,
+    size: Size,
+    channels: int,
+    dtype: str,
+    fmt: str,
+    path: Path,
+    icc: bytes | None = None,
+    resolution_px_per_mm: tuple[float, float] | None = None,
+) -> None:
+    """Writes the whole picture to `path` ("tiff", "png" or "jpeg") and moves it into place when it is on the disk.
+
+    `read` gives `(h, w, c)` of any box inside the picture; it is asked for boxes of at most 512 px, in rows. Resolution
+    is (y, x). On any error nothing is left. Raises what `check_format` raises, StorageError and its kinds.
+    """
+    check_format(fmt, size=size, channels=channels, dtype=dtype)
+    sheet = _Sheet(read, size, channels, dtype, icc, resolution_px_per_mm)
+    with storage_errors(path, needed_bytes=sheet.num_bytes):
+        make_folders(path.parent)
+        with _partial(path) as partial:
+            if fmt == "tiff":
+                _write_tiff(partial, sheet, compression="adobe_deflate")
+            elif fmt in ("png", "jpeg"):
+                with _partial(path) as flat:
+                    _write_tiff(flat, sheet, compression=None)
+                    _encode(flat, partial, fmt=fmt)
+            else:
+                raise OutputUnsupported(f"{fmt} is written by the canvas itself; export to tiff, png or jpeg.")
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            fsync_folder(path.parent)
+
+
+@contextmanager
+def _partial(path: Path) -> Generator[Path]:
+    """A name beside `path` that is gone at the end, unless the file was moved."""
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    try:
+        yield partial
+    finally:
+        with suppress(OSError):  # the first error is the one worth telling
+            partial.unlink(missing_ok=True)
+
+
+def _write_tiff(path: Path, sheet: _Sheet, *, compression: str | None) -> None:
+    resolution = sheet.resolution_px_per_mm
+    with tifffile.TiffWriter(path, bigtiff=sheet.num_bytes > _CLASSIC_TIFF_BYTES) as writer:
+        writer.write(
+            _tiles(sheet),
+            shape=(sheet.size.h, sheet.size.w, sheet.channels),
+            dtype=sheet.dtype,
+            photometric="rgb" if sheet.channels >= 3 else "minisblack",
+            planarconfig="contig",
+            extrasamples=["unassalpha"] if sheet.channels in (2, 4) else None,
+            tile=(_TILE_PX, _TILE_PX),
+            compression=compression,
+            compressionargs=None if compression is None else {"level": 1},
+            predictor=compression is not None,
+            iccprofile=sheet.icc,
+            resolution=None if resolution is None else (resolution[1] * 10, resolution[0] * 10),
+            resolutionunit=None if resolution is None else "CENTIMETER",
+            metadata=None,
+            software=False,
+            maxworkers=1,  # more workers read ahead without a bound
+        )
+
+
+def _tiles(sheet: _Sheet) -> Iterator[Pixels]:
+    """Row by row; those at the right and the lower edge are filled up with zeros."""
+    for y in range(0, sheet.size.h, _TILE_PX):
+        for x in range(0, sheet.size.w, _TILE_PX):
+            box = Box(y, x, min(y + _TILE_PX, sheet.size.h), min(x + _TILE_PX, sheet.size.w))
+            pixels = sheet.read(box)
+            if pixels.shape != (box.size.h, box.size.w, sheet.channels) or pixels.dtype != sheet.dtype:
+                raise ValueError(f"{box} was read as {pixels.shape} {pixels.dtype}")
+            tile = np.zeros((_TILE_PX, _TILE_PX, sheet.channels), sheet.dtype)
+            tile[: box.size.h, : box.size.w] = pixels
+            yield tile
+
+
+def _encode(flat: Path, target_path: Path, *, fmt: str) -> None:
+    with flat.open("rb") as stored, target_path.open("xb") as file:
+        # by descriptor: libvips would keep a file that it opened by name in its cache, and its space on the disk
+        source = pyvips.Source.new_from_descriptor(stored.fileno())
+        image = pyvips.Image.tiffload_source(source, access="sequential", fail_on="warning")
+        target, keep, sub = _FileTarget(file), pyvips.ForeignKeep.ICC, pyvips.ForeignPngFilter.SUB
+        try:
+            if fmt == "png":
+                image.pngsave_target(target.vips, compression=1, filter=sub, keep=keep)
+            else:
+                image.jpegsave_target(target.vips, Q=95, subsample_mode="off", keep=keep)
+        except pyvips.Error as error:
+            raise target.error or StorageError(f"{target_path}: {error}") from error
+
+
+class _FileTarget:
+    """Where libvips writes to. It keeps the OSError, of which libvips would only pass on that there was one."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.error: OSError | None = None
+        self._file = file
+        self.vips = pyvips.TargetCustom()
+        self.vips.on_write(self._write)
+
+    def _write(self, data: bytes | bytearray | memoryview) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            return -1

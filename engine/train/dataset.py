@@ -1,0 +1,167 @@
+"""Training samples: seeded and pure, so that a run resumes at any step with the pictures it would have had.
+
+Legend: B batch, H and W native pixels; tensors are (B, C, H, W) float32 in [0, 1].
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.errors import TrainingError
+from engine.geometry import Size
+from engine.models.cra_srgan.handover import reduce_known
+from engine.train.damage import damage_mask
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"}
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedBatch:
+    """Crops with holes, for the inpainting and the joint stage."""
+
+    intact: Tensor
+    """(B, 3, H, W) what should come out at scale 1."""
+    missing: Tensor
+    """(B, 1, H, W) 1 where a pixel is missing."""
+    known_mean: Tensor
+    """(B, 3, H / factor, W / factor)"""
+    share: Tensor
+    """(B, 1, H / factor, W / factor) share of missing native pixels."""
+    factor: int
+    """Native pixels per guide pixel."""
+    above: list[Tensor]
+    """The same crops at x2, x4 ... of the native size; empty where only inpainting is trained."""
+    window_px: tuple[int, int]
+    """(y, x) of the window the local half is trained on: a multiple of 8, with a hole in each crop where possible."""
+
+    def to(self, device: torch.device) -> "DamagedBatch":
+        """The same batch on another device."""
+        intact, missing = self.intact.to(device), self.missing.to(device)
+        mean, share = self.known_mean.to(device), self.share.to(device)
+        above = [target.to(device) for target in self.above]
+        return DamagedBatch(intact, missing, mean, share, self.factor, above, self.window_px)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleBatch:
+    """Intact crops at the input's size and at every size above it."""
+
+    low: Tensor
+    """(B, 3, H, W), rounded to 8 bits as a scan would be."""
+    levels: list[Tensor]
+    """(B, 3, 2 H, 2 W), (B, 3, 4 H, 4 W) ... each reduced from the original by antialiased bicubic."""
+
+    def to(self, device: torch.device) -> "ScaleBatch":
+        """The same batch on another device."""
+        return ScaleBatch(self.low.to(device), [target.to(device) for target in self.levels])
+
+
+class Pictures:
+    """Every picture under the given folders, decoded into memory on first use."""
+
+    def __init__(self, folders: Sequence[Path], *, min_side_px: int) -> None:
+        paths = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not paths:
+            names = ", ".join(str(folder) for folder in folders)
+            raise TrainingError(f"{names}: 0 pictures found, at least 1 needed; give --data a folder with pictures")
+        self._paths = paths
+        self._min_side_px = min_side_px
+        self._decoded: dict[int, Pixels] = {}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Pixels:
+        if index not in self._decoded:
+            bgr = cv2.imread(str(self._paths[index]), cv2.IMREAD_COLOR)
+            if bgr is None:
+                raise TrainingError(f"{self._paths[index]}: cannot be decoded; remove it from the training folder")
+            rgb = np.ascontiguousarray(bgr[..., ::-1])
+            short = min(rgb.shape[:2])
+            if short < self._min_side_px:
+                scale = self._min_side_px / short
+                rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+            self._decoded[index] = rgb.astype(np.uint8)
+        return self._decoded[index]
+
+
+def crop_of(pictures: Pictures, rng: np.random.Generator, side_px: int, *, max_reduction: float) -> Pixels:
+    """A square crop (side, side, 3), turned and mirrored at random, from a picture reduced by up to `max_reduction`."""
+    picture = pictures[int(rng.integers(len(pictures)))]
+    h, w = picture.shape[:2]
+    limit = max(1.0, min(max_reduction, min(h, w) / side_px))
+    read_px = min(round(side_px * rng.uniform(1.0, limit)), h, w)
+    y, x = int(rng.integers(h - read_px + 1)), int(rng.integers(w - read_px + 1))
+    out: NDArray[np.uint8] = picture[y : y + read_px, x : x + read_px]
+    if read_px != side_px:
+        out = cv2.resize(out, (side_px, side_px), interpolation=cv2.INTER_AREA).astype(np.uint8)
+    out = np.rot90(out, int(rng.integers(4)))
+    return np.ascontiguousarray(out[:, ::-1] if rng.random() < 0.5 else out)
+
+
+def to_tensor(crops: list[Pixels]) -> Tensor:
+    """uint8 (h, w, 3) pictures → (B, 3, h, w) float32 in [0, 1]."""
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+
+
+def damaged_batch(
+    pictures: Pictures,
+    *,
+    seed: tuple[int, ...],
+    batch: int,
+    guide_px: int,
+    factor: int,
+    window_px: int,
+    levels: int = 0,
+) -> DamagedBatch:
+    """Crops of `guide_px * factor` pixels with 3 to 45 % of their pixels missing."""
+    rng = np.random.default_rng(seed)
+    side_px = guide_px * factor
+    high = to_tensor([crop_of(pictures, rng, side_px << levels, max_reduction=2.5) for _ in range(batch)])
+    low = float(rng.choice([0.03, 0.12, 0.25], p=[0.4, 0.4, 0.2]))
+    masks = [
+        damage_mask(Size(side_px, side_px), seed=int(rng.integers(2**31)), share=(low, 1.8 * low)) for _ in range(batch)
+    ]
+    intact = (reduce_bicubic(high, 1 << levels) * 255).round() / 255
+    missing = torch.from_numpy(np.stack(masks))[:, None].float()
+    known_mean, share = reduce_known(intact, missing, factor)
+    window = _window(missing, rng, min(window_px, side_px))
+    return DamagedBatch(intact, missing, known_mean, share, factor, _ladder(high, levels), window)
+
+
+def _ladder(high: Tensor, levels: int) -> list[Tensor]:
+    """The targets at x2, x4 ... x(2 ** levels) of pictures that are `high` at the last."""
+    return [reduce_bicubic(high, 1 << (levels - level)) for level in range(1, levels + 1)]
+
+
+def _window(missing: Tensor, rng: np.random.Generator, window_px: int) -> tuple[int, int]:
+    """The best of four random windows by missing pixels, on the grid of 8 px."""
+    room = (missing.shape[-1] - window_px) // 8 + 1
+    places = [(8 * int(rng.integers(room)), 8 * int(rng.integers(room))) for _ in range(4)]
+    return max(places, key=lambda p: float(missing[..., p[0] : p[0] + window_px, p[1] : p[1] + window_px].sum()))
+
+
+def reduce_bicubic(picture: Tensor, factor: int) -> Tensor:
+    """Antialiased bicubic reduction: the operator of the `clean` cards."""
+    if factor == 1:
+        return picture
+    size = (picture.shape[-2] // factor, picture.shape[-1] // factor)
+    return F.interpolate(picture, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def scale_batch(pictures: Pictures, *, seed: tuple[int, ...], batch: int, low_px: int, levels: int) -> ScaleBatch:
+    """Crops of `low_px` pixels and their targets at x2 ... x(2 ** levels)."""
+    rng = np.random.default_rng(seed)
+    side_px = low_px << levels
+    high = to_tensor([crop_of(pictures, rng, side_px, max_reduction=1.5) for _ in range(batch)])
+    low = (reduce_bicubic(high, 1 << levels) * 255).round() / 255
+    return ScaleBatch(low, _ladder(high, levels))

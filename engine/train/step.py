@@ -1,0 +1,126 @@
+"""One training step per task, as functions of a network and a batch. No Ray, no files, no optimiser.
+
+Every function returns the scalar loss and what to log. Tensors are (B, C, H, W) in [0, 1].
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.models.cra_srgan.generator import CraSrgan
+from engine.models.cra_srgan.guide import GlobalPass
+from engine.models.cra_srgan.handover import RATIO_LIMIT, aggregate, detail_gain, with_ratio
+from engine.train import losses
+from engine.train.dataset import DamagedBatch, ScaleBatch
+from engine.train.stages import LossWeights
+
+Logs = dict[str, float]
+
+
+def enlarge(x: Tensor, factor: int) -> Tensor:
+    """Guide pixels sampled at native pixels (bilinear, pixel centres)."""
+    if factor == 1:
+        return x
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def inpainting_loss(
+    network: CraSrgan, batch: DamagedBatch, weights: LossWeights, window_px: int
+) -> tuple[Tensor, Logs]:
+    """Loss on the coarse fill, the refined fill and the composite (stage 1)."""
+    found = network.guide(batch.known_mean, batch.share)
+    window = composite_window(network, batch, found, window_px)
+    return _inpainting_loss(batch, found, window, weights)
+
+
+def joint_loss(network: CraSrgan, batch: DamagedBatch, weights: LossWeights, window_px: int) -> tuple[Tensor, Logs]:
+    """The inpainting loss, and that of every level grown from the composite (stage 3)."""
+    found = network.guide(batch.known_mean, batch.share)
+    window = composite_window(network, batch, found, window_px)
+    loss, logs = _inpainting_loss(batch, found, window, weights)
+    y, x = batch.window_px
+    above = [
+        target[..., y << level : (y + window_px) << level, x << level : (x + window_px) << level]
+        for level, target in enumerate(batch.above, start=1)
+    ]
+    scale_loss, scale_logs = _levels_loss(network, window.composite, above, weights, window.guide, window.missing)
+    return loss + scale_loss, logs | scale_logs
+
+
+def super_resolution_loss(network: CraSrgan, batch: ScaleBatch, weights: LossWeights) -> tuple[Tensor, Logs]:
+    """Loss on every level (stage 2); the learned null stands in for the guide."""
+    b, _, h, w = batch.low.shape
+    guide = network.local.null_guide.expand(b, -1, h, w)
+    return _levels_loss(network, batch.low, batch.levels, weights, guide, batch.low.new_zeros(b, 1, h, w))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What the local half sees and should give on the batch's window, (B, C, window_px, window_px)."""
+
+    composite: Tensor
+    wanted: Tensor
+    missing: Tensor
+    guide: Tensor
+
+
+def composite_window(network: CraSrgan, batch: DamagedBatch, found: GlobalPass, window_px: int) -> Window:
+    """The scale-1 output on the batch's window."""
+    base = enlarge(found.fill, batch.factor)
+    reference = torch.where(batch.share < 1, batch.known_mean, found.fill.detach())
+    residual = (batch.intact - enlarge(reference, batch.factor)) * (1 - batch.missing)
+    detail = detail_gain(batch.factor) * aggregate(residual, found.rows, batch.factor) * batch.missing
+    guide = enlarge(with_ratio(found.features.float(), batch.factor), batch.factor)
+    pixels = batch.intact * (1 - batch.missing)
+    y, x = batch.window_px
+    inner = (..., slice(y, y + window_px), slice(x, x + window_px))
+    composite = network.local.head(pixels[inner], batch.missing[inner], base[inner], detail[inner], guide[inner])
+    return Window(composite.float(), batch.intact[inner], batch.missing[inner], guide[inner])
+
+
+def _inpainting_loss(
+    batch: DamagedBatch, found: GlobalPass, window: Window, weights: LossWeights
+) -> tuple[Tensor, Logs]:
+    hole = (batch.share >= 1).float()
+    target = F.avg_pool2d(batch.intact, batch.factor)
+    coarse = losses.hole_error(found.coarse, target, hole)
+    fill = losses.hole_error(found.fill, target, hole)
+    composite = _composite_error(window, batch.factor)
+    edge = losses.edge(window.composite, window.wanted)
+    loss = weights.pixel * (0.5 * coarse + fill + composite) + weights.edge * edge
+    return loss, {
+        "coarse": float(coarse.detach()),
+        "fill": float(fill.detach()),
+        "composite": float(composite.detach()),
+    }
+
+
+def _composite_error(window: Window, factor: int) -> Tensor:
+    """From ratio 3 on only what the guide could know is judged: borrowed texture may differ from the lost one."""
+    if factor < RATIO_LIMIT - 1:
+        return losses.hole_error(window.composite, window.wanted, window.missing)
+    side = window.composite.shape[-1] // factor * factor
+    composite, wanted, missing = (
+        F.avg_pool2d(part[..., :side, :side], factor) for part in (window.composite, window.wanted, window.missing)
+    )
+    return losses.hole_error(composite, wanted, (missing > 0).float())
+
+
+def _levels_loss(
+    network: CraSrgan, picture: Tensor, targets: list[Tensor], weights: LossWeights, guide: Tensor, missing: Tensor
+) -> tuple[Tensor, Logs]:
+    features, picture = network.local.encode(picture, missing, guide, len(targets))
+    loss = picture.new_zeros(())
+    logs: Logs = {}
+    found = network.local.decode(features, picture, len(targets))
+    for level, (output, wanted) in enumerate(zip(found, targets, strict=True), start=1):
+        pixel = losses.charbonnier(output, wanted)
+        loss = loss + weights.pixel * pixel
+        if weights.edge:
+            loss = loss + weights.edge * losses.edge(output, wanted)
+        if weights.frequency:
+            loss = loss + weights.frequency * losses.frequency(output, wanted)
+        logs[f"x{1 << level}"] = float(pixel.detach())
+    return loss, logs

@@ -1,0 +1,212 @@
+"""Whole objects: complete or absent, whatever fails on the way."""
+
+import asyncio
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from zarr.core.buffer import default_buffer_prototype
+
+from engine import failpoints, store
+from engine.errors import StorageError, StorageFull, StorageReadOnly
+from engine.store import DurableStore, FileLock, create_only, remove_partials, storage_error, write_atomic
+
+
+@pytest.fixture
+def failpoint(monkeypatch):
+    """Sets a failpoint for the rest of the test, counting from now."""
+
+    def arm(wanted: str) -> None:
+        failpoints._counts.clear()
+        monkeypatch.setenv("ENGINE_FAILPOINT", wanted)
+
+    return arm
+
+
+@contextmanager
+def mounted(folder: Path, *options: str):
+    """A file system of its own at `folder`; skips the test where this user may not mount one."""
+    folder.mkdir(exist_ok=True)
+    try:
+        subprocess.run(["mount", *options, str(folder)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this user may not mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_write_replaces_the_whole_object(tmp_path):
+    path = tmp_path / "new" / "deep" / "object"
+    write_atomic(path, b"a long first version")
+    write_atomic(path, memoryview(b"short"))
+    assert path.read_bytes() == b"short"
+    assert files(tmp_path) == ["new/deep/object"]
+
+
+def test_create_only_keeps_what_is_there(tmp_path):
+    assert create_only(tmp_path / "record", b"first")
+    assert not create_only(tmp_path / "record", b"second")
+    assert (tmp_path / "record").read_bytes() == b"first"
+    assert files(tmp_path) == ["record"]
+
+
+def test_file_and_folders_are_flushed(tmp_path, monkeypatch):
+    """Neither the bytes, nor the name, nor a new folder's own name may be only in the cache."""
+    flushed, moved = [], []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor):
+        flushed.append((os.readlink(f"/proc/self/fd/{descriptor}"), len(moved)))
+        real_fsync(descriptor)
+
+    def replace(source, target):
+        moved.append((str(source), str(target)))
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_atomic(tmp_path / "new" / "object", b"bytes")
+    [(source, _)] = moved
+    assert (str(tmp_path), 0) in flushed  # holds the name "new"
+    assert (source, 0) in flushed  # the bytes, before the move
+    assert (str(tmp_path / "new"), 1) in flushed  # the name, after it
+
+
+@pytest.mark.parametrize("write", [write_atomic, create_only])
+@pytest.mark.parametrize("place", ["temp-write:1", "temp-write:2", "fsync:1", "rename:1"])
+@pytest.mark.parametrize(("action", "kind"), [("enospc", StorageFull), ("eio", StorageError)])
+def test_failed_write_leaves_nothing(tmp_path, failpoint, write, place, action, kind):
+    failpoint(f"{place}:{action}")
+    with pytest.raises(kind) as caught:
+        write(tmp_path / "object", b"bytes")
+    assert type(caught.value) is kind
+    assert files(tmp_path) == []
+    write(tmp_path / "object", b"bytes")  # the failpoint acts once
+    assert (tmp_path / "object").read_bytes() == b"bytes"
+
+
+def test_failed_overwrite_keeps_the_old_object(tmp_path, failpoint):
+    write_atomic(tmp_path / "object", b"old")
+    failpoint("fsync:1:enospc")
+    with pytest.raises(StorageFull):
+        write_atomic(tmp_path / "object", b"new")
+    assert (tmp_path / "object").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, StorageFull),
+        (errno.EDQUOT, StorageFull),
+        (errno.EROFS, StorageReadOnly),
+        (errno.EACCES, StorageReadOnly),
+        (errno.EPERM, StorageReadOnly),
+        (errno.EIO, StorageError),
+        (errno.EMFILE, StorageError),
+    ],
+)
+def test_each_cause_has_its_error(tmp_path, number, kind):
+    error = storage_error(OSError(number, os.strerror(number)), tmp_path / "object")
+    assert type(error) is kind
+    assert str(tmp_path / "object") in str(error)
+
+
+def test_full_disk_tells_both_numbers(tmp_path):
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=256k", "tmpfs") as folder:
+        write_atomic(folder / "first", b"x" * 100_000)
+        with pytest.raises(StorageFull, match=r"1,000,000 bytes needed, \d[\d,]* bytes free"):
+            write_atomic(folder / "second", b"x" * 1_000_000)
+        assert files(folder) == ["first"]
+
+
+def test_read_only_file_system(tmp_path):
+    with mounted(tmp_path / "fixed", "-t", "tmpfs", "-o", "ro", "tmpfs") as folder, pytest.raises(StorageReadOnly):
+        write_atomic(folder / "object", b"bytes")
+
+
+def test_below_a_regular_file_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageReadOnly, match="file"):
+        write_atomic(tmp_path / "file" / "object", b"bytes")
+
+
+def test_partials_are_removed_and_nothing_else(tmp_path):
+    write_atomic(tmp_path / "a" / "object", b"bytes")
+    (tmp_path / "a" / "object.0123.partial").write_bytes(b"half")
+    (tmp_path / "other.0123.partial").write_bytes(b"half")
+    assert remove_partials(tmp_path) == 2
+    assert files(tmp_path) == ["a/object"]
+
+
+def test_zarr_store_writes_whole_objects_and_remembers_digests(tmp_path, monkeypatch):
+    written = []
+    real = store.write_atomic
+    monkeypatch.setattr(store, "write_atomic", lambda path, data: (written.append(path), real(path, data)))
+    zarr_store = DurableStore(tmp_path / "store")
+    value = default_buffer_prototype().buffer.from_bytes(b"bytes of a shard")
+    asyncio.run(zarr_store.set("0/c/0/0/0", value))
+    path = tmp_path / "store" / "0" / "c" / "0" / "0" / "0"
+    assert written == [path]
+    digest = zarr_store.take_digest("0/c/0/0/0")
+    assert digest.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert digest.num_bytes == path.stat().st_size
+    with pytest.raises(KeyError):
+        zarr_store.take_digest("0/c/0/0/0")
+
+
+def test_read_only_store_refuses(tmp_path):
+    (tmp_path / "store").mkdir()
+    zarr_store = DurableStore(tmp_path / "store", read_only=True)
+    value = default_buffer_prototype().buffer.from_bytes(b"bytes")
+    with pytest.raises(ValueError, match="read-only"):
+        asyncio.run(zarr_store.set("key", value))
+    assert files(tmp_path) == []
+
+
+def test_lock_is_exclusive_until_released(tmp_path):
+    first = FileLock.try_take(tmp_path / "folder" / "lock")
+    assert first is not None
+    assert FileLock.try_take(tmp_path / "folder" / "lock") is None
+    first.release()
+    first.release()
+    second = FileLock.try_take(tmp_path / "folder" / "lock")
+    assert second is not None
+    second.release()
+
+
+def test_lock_on_a_folder_that_was_moved_away_is_not_taken(tmp_path, monkeypatch):
+    """The holder publishes (moves the folder) between another's open of the lock file and its flock."""
+    path = tmp_path / "folder" / "lock"
+    real_open, opened = store._open_lock, []
+
+    def open_then_move(lock_path):
+        descriptor = real_open(lock_path)
+        if not opened:
+            path.parent.rename(tmp_path / "published")
+        opened.append(descriptor)
+        return descriptor
+
+    monkeypatch.setattr(store, "_open_lock", open_then_move)
+    lock = FileLock.try_take(path)
+    assert lock is not None
+    assert len(opened) == 2
+    assert path.exists()
+    lock.release()
+
+
+def test_storage_imports_are_light():
+    heavy = "[name for name in ('torch', 'ray', 'pandas', 'cv2') if name in sys.modules]"
+    code = f"import sys, engine.store, engine.tiling.pyramid, engine.tiling.execute; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

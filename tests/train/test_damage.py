@@ -1,0 +1,137 @@
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.geometry import Size
+from engine.train import damage
+
+KINDS = [
+    damage.strokes,
+    damage.cracks,
+    damage.blobs,
+    damage.missing_corner,
+    damage.scratches,
+    damage.spots,
+]
+SHARES = [damage.LIGHT, damage.MEDIUM, damage.HEAVY]
+
+
+@given(
+    h=st.integers(16, 200),
+    w=st.integers(16, 200),
+    seed=st.integers(0, 2**63),
+    share=st.sampled_from([*SHARES, (0.0, 0.02), (0.7, 0.95)]),
+)
+@settings(deadline=None, max_examples=60)
+def test_share_is_kept_at_any_size(h, w, seed, share):
+    mask = damage.damage_mask(Size(h, w), seed=seed, share=share)
+    assert mask.shape == (h, w)
+    assert mask.dtype == np.bool_
+    assert share[0] <= mask.mean() <= share[1]
+
+
+@pytest.mark.parametrize("size", [Size(16, 2000), Size(2000, 16), Size(16, 16)])
+@pytest.mark.parametrize("share", SHARES)
+def test_share_is_kept_on_strips_and_on_the_smallest_picture(size, share):
+    assert share[0] <= damage.damage_mask(size, seed=3, share=share).mean() <= share[1]
+
+
+def test_the_whole_range_of_a_share_is_used():
+    shares = [damage.damage_mask(Size(64, 64), seed=seed, share=damage.HEAVY).mean() for seed in range(60)]
+    assert min(shares) < 0.34
+    assert max(shares) > 0.46
+
+
+def test_same_seed_same_bytes_and_another_seed_another_mask():
+    size = Size(96, 128)
+    first, again, other = (damage.damage_mask(size, seed=seed, share=damage.MEDIUM) for seed in (5, 5, 6))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("draw", KINDS)
+@pytest.mark.parametrize("size", [Size(16, 16), Size(90, 300), Size(256, 256)])
+def test_each_kind_marks_some_pixels_and_repeats_itself(draw, size):
+    marked = 0
+    for seed in range(12):
+        mask = draw(size, seed=seed)
+        assert mask.shape == (size.h, size.w)
+        assert np.array_equal(mask, draw(size, seed=seed))
+        marked += mask.any()
+    assert marked >= 10
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_missing_corner_holds_exactly_one_corner(seed):
+    mask = damage.missing_corner(Size(80, 120), seed=seed)
+    assert mask[[0, 0, -1, -1], [0, -1, 0, -1]].sum() == 1
+    assert cv2.connectedComponents(mask.astype(np.uint8))[0] == 2
+
+
+def test_widths_grow_with_the_picture():
+    def widest_px(side_px):
+        masks = [damage.strokes(Size(side_px, side_px), seed=seed) for seed in range(12)]
+        return max(2 * cv2.distanceTransform(m.astype(np.uint8), cv2.DIST_L2, 5).max() for m in masks)
+
+    assert widest_px(512) == pytest.approx(4 * widest_px(128), rel=0.35)
+
+
+def test_thin_and_thick_damage_both_occur():
+    masks = [damage.damage_mask(Size(256, 256), seed=seed, share=damage.MEDIUM) for seed in range(20)]
+    radii = [cv2.distanceTransform(m.astype(np.uint8), cv2.DIST_L2, 5).max() for m in masks]
+    opened = [cv2.morphologyEx(m.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)) for m in masks]
+    thin = [1 - o.sum() / m.sum() for m, o in zip(masks, opened, strict=True)]
+    assert max(radii) > 12
+    assert max(thin) > 0.3
+    assert min(thin) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("size", "share"),
+    [
+        (Size(15, 64), damage.LIGHT),
+        (Size(64, 15), damage.LIGHT),
+        (Size(16, 16), (0.103, 0.104)),
+        (Size(64, 64), (0.5, 0.4)),
+        (Size(64, 64), (0.9, 1.2)),
+        (Size(64, 64), (-0.2, -0.1)),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(size, share):
+    with pytest.raises(ValueError, match=r"px or more|no number of pixels"):
+        damage.damage_mask(size, seed=0, share=share)
+
+
+def _overlay(side_px=100, alpha=255):
+    overlay = np.zeros((side_px, side_px, 4), np.uint8)
+    overlay[40:60, 20:90, 3] = alpha
+    return overlay
+
+
+def test_film_mask_repeats_itself_and_moves_with_the_seed():
+    size = Size(70, 110)
+    masks = [damage.film_mask(_overlay(), size, seed=seed) for seed in (1, 1, 2)]
+    assert masks[0].shape == (70, 110)
+    assert np.array_equal(masks[0], masks[1])
+    assert not np.array_equal(masks[0], masks[2])
+
+
+@pytest.mark.parametrize(("alpha", "missing"), [(20, False), (60, True)])
+def test_film_mask_takes_alpha_above_a_tenth(alpha, missing):
+    masks = [damage.film_mask(_overlay(alpha=alpha), Size(64, 64), seed=seed) for seed in range(6)]
+    assert any(mask.any() for mask in masks) == missing
+
+
+def test_film_mask_keeps_a_hair_in_one_piece_when_it_shrinks():
+    overlay = np.zeros((400, 400, 4), np.uint8)
+    overlay[199:202, :, 3] = 255
+    for seed in range(10):
+        mask = damage.film_mask(overlay, Size(150, 150), seed=seed)
+        assert cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] <= 2
+
+
+def test_film_mask_refuses_an_overlay_without_alpha():
+    with pytest.raises(ValueError, match=r"\(h, w, 4\)"):
+        damage.film_mask(np.zeros((8, 8, 3), np.uint8), Size(32, 32), seed=0)
