@@ -92,24 +92,28 @@ def make_guide(source: Source, mask: Mask, runner: TorchRunner) -> Guide | None:
     size = source.size.divided(factor)
     known_mean = np.zeros((size.h, size.w, 3), np.float32)
     share = np.zeros((size.h, size.w), np.float32)
+    variance = np.zeros((size.h, size.w), np.float32)
     step = max(1, STRIP_ROWS // factor)
     for top in range(0, size.h, step):
         rows = slice(top, min(top + step, size.h))
         box = Box(rows.start * factor, 0, rows.stop * factor, size.w * factor)
-        known_mean[rows], share[rows] = _reduce(source, mask, box, factor)
-    fill, features, rows_found = runner.global_pass(known_mean, share)
+        known_mean[rows], share[rows], variance[rows] = _reduce(source, mask, box, factor)
+    fill, features, rows_found = runner.global_pass(known_mean, share, variance)
     ratio = np.full((size.h, size.w, 1), log_ratio(factor), np.float32)
     reference = np.where(share[..., None] < 1, known_mean, fill)
     return Guide(factor, size, reference, fill, np.concatenate([features, ratio], 2), rows_found)
 
 
-def _reduce(source: Source, mask: Mask, box: Box, factor: int) -> tuple[Floats, Floats]:
-    """Mean of the known pixels under each guide pixel of a strip, and the missing share."""
+def _reduce(source: Source, mask: Mask, box: Box, factor: int) -> tuple[Floats, Floats, Floats]:
+    """Mean of the known pixels under each guide pixel of a strip, the missing share, and the known variance."""
     pixels = to_rgb_float(read_reflected(source, box))
     known = ~read_reflected(mask, box)
     h, w = box.size.h // factor, box.size.w // factor
     weight = known.astype(np.float32)[..., None]
-    total = (pixels * weight).reshape(h, factor, w, factor, 3).sum((1, 3))
     count = weight.reshape(h, factor, w, factor).sum((1, 3))
-    mean = total / np.maximum(count, 1)[..., None]
-    return mean, 1 - count / np.float32(factor * factor)
+    mean, square = (
+        (part * weight).reshape(h, factor, w, factor, 3).sum((1, 3)) / np.maximum(count, 1)[..., None]
+        for part in (pixels, pixels**2)
+    )
+    variance = np.maximum(square - mean**2, 0).mean(2)
+    return mean, 1 - count / np.float32(factor * factor), variance

@@ -18,7 +18,8 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from engine.errors import ModelError, TooManyPixels, UnreadableInput, UnsupportedInput
+from engine import vips
+from engine.errors import InputError, ModelError, TooManyPixels, UnreadableInput, UnsupportedInput
 from engine.geometry import Box, Size
 from engine.header import MAX_WORKING_BYTES, Header, check_png_end, read_header
 from engine.staged import Pixels, RawFile, check_inside, oriented
@@ -201,19 +202,12 @@ def _opened(path: Path) -> Generator[BufferedReader]:
         try:
             yield file
         except pyvips.Error as error:
-            raise _unreadable(path, error) from error
+            raise _refusal(path, error) from error
 
 
 def _load(file: BufferedReader, path: Path, header: Header) -> pyvips.Image:
-    """The matching decoder, stopped behind the header. A descriptor, because libvips caches what it opens by name."""
-    file.seek(0)
-    source = pyvips.Source.new_from_descriptor(file.fileno())
-    if header.format == "png":
-        image = pyvips.Image.pngload_source(source, access="sequential", fail_on="warning")
-    elif header.format == "jpeg":
-        image = pyvips.Image.jpegload_source(source, access="sequential", fail_on="warning")
-    else:
-        image = pyvips.Image.tiffload_source(source, access="sequential", fail_on="warning")
+    """The matching decoder, stopped behind the header. Raises UnsupportedInput if it sees something else there."""
+    image = vips.load(file, header.format)
     said = (image.width, image.height, image.bands, image.format)
     if said != (header.size.w, header.size.h, header.channels, _VIPS_FORMATS[header.dtype]):
         raise UnsupportedInput(f"{path}: the decoder sees {said}, the header says {header}. Convert it to PNG.")
@@ -249,6 +243,8 @@ def _strips(image: pyvips.Image, raw: RawFile) -> Iterator[bytes]:
         yield bytes(region.fetch(0, y, w, min(rows, h - y)))
 
 
-def _unreadable(path: Path, error: pyvips.Error) -> UnreadableInput:
+def _refusal(path: Path, error: pyvips.Error) -> InputError:
+    if "tile size out of range" in str(error):  # tiles far larger than the picture
+        return UnsupportedInput(f"{path}: a TIFF whose tiles are too large for its size. Save it in strips.")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return UnreadableInput(f"{path}: truncated or damaged ({'; '.join(lines[:3])}). Copy or scan it anew.")

@@ -124,17 +124,17 @@ def memory_bytes(card: Card, tiling: Tiling, scale: int, channels: int, dtype: s
     if levels:
         local = LocalHalf(config, padding="valid")
         encoded = (tiling.tile_px + 2 * local.encode_margin_px(levels)) ** 2 * 4 * 5 * config.trunk_channels
-        kept = (tiling.tile_px + 2 * local.output_margins_px(levels)[0]) ** 2 * 4 * config.stage_channels[0]
+        kept = (tiling.tile_px + 2 * local.decode_margin_px(levels)) ** 2 * 4 * config.stage_channels[0]
         widest = max(head, encoded, kept + tiling.batch * _decode_bytes(config.stage_channels, local, tiling, levels))
     shard = 3 * DRAWN_SIDE_PX**2 * channels * (1 if dtype == "uint8" else 2)
     return PROCESS_BYTES + 4 * card.parameters + max(widest, 2 * WORKING_SET_BYTES) + shard
 
 
 def _decode_bytes(widths: tuple[int, ...], local: LocalHalf, tiling: Tiling, levels: int) -> int:
-    margins = local.output_margins_px(levels)
+    margins = local.stage_margins(levels)
     most = 0
     for level in range(levels):
-        side = (tiling.block_px << level) + 2 * margins[level]
+        side = (tiling.block_px << level) + 2 * margins[level].features_px
         grown = 4 * widths[level + 1] if level + 1 < len(widths) else 12
         most = max(most, side**2 * 4 * (3 * widths[level] + 2 * grown + 60))
     return most
@@ -230,11 +230,11 @@ def _operations(card: Card, tiling: Tiling, scale: int) -> tuple[float, float]:
     encode = head + trunk
     done = encode * float(tile + 2 * local.encode_margin_px(levels)) ** 2
     kept = encode * float(tile) ** 2
-    margins, blocks = local.output_margins_px(levels), ceil_div(tile, tiling.block_px) ** 2
+    margins, blocks = local.stage_margins(levels), ceil_div(tile, tiling.block_px) ** 2
     for level in range(levels):
         width = config.stage_channels[level]
         grown = 4 * config.stage_channels[level + 1] if level + 1 < len(config.stage_channels) else 0
         work = 9 * width * (2 * config.stage_blocks[level] * width + 12 + grown) + 5000  # bicubic, back-projection
-        done += work * blocks * float((tiling.block_px << level) + 2 * margins[level]) ** 2
+        done += work * blocks * float((tiling.block_px << level) + 2 * margins[level].features_px) ** 2
         kept += work * float(tile << level) ** 2
     return done, kept

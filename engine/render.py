@@ -107,7 +107,7 @@ class Renderer:
         return output
 
     def _decode(self, encoded: Encoded, tile: Box, batch: Sequence[Box]) -> Floats:
-        margin = self._runner.local.output_margins_px(self._levels)[0]
+        margin = self._runner.local.decode_margin_px(self._levels)
         places = [(block.y0 - tile.y0, block.x0 - tile.x0) for block in batch]
         return self._runner.decode(encoded, places, self._tiling.block_px + 2 * margin, self._levels)
 

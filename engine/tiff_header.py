@@ -26,7 +26,7 @@ _STRIP_OFFSETS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR = 273, 277, 278, 27
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _EXTRA, _FORMAT = 322, 323, 324, 325, 338, 339
 
 _NONE, _JPEG = 1, 7
-_COMPRESSIONS = (_NONE, 2, 3, 4, 5, _JPEG, 8, 32773, 32946, 50000)
+_COMPRESSIONS = (_NONE, 2, 3, 4, 5, _JPEG, 8, 32773, 32946)
 _FAX = (2, 3, 4)
 _COLOUR_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 6: 3}
 _PALETTE, _YCBCR = 3, 6
@@ -51,7 +51,7 @@ class Layout:
     """After a palette is expanded to RGB."""
     dtype: str
     working_bytes: int
-    """Bytes of one compressed strip or of one row of tiles, decoded: what a reader must hold at once."""
+    """The longest compressed strip, or one row of tiles, decoded: what a reader must hold at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,8 @@ def _working_bytes(first: _Directory) -> int:
     segment = first.segment_size
     if first.tiled:
         return ceil_div(first.size.w, segment.w) * segment.h * first.row_bytes(segment.w)
-    planes = first.one(_SAMPLES, 1) if first.separate_planes else 1
-    return 0 if first.one(_COMPRESSION, _NONE) == _NONE else segment.h * first.row_bytes(segment.w) * planes
+    # large strips are decoded line by line, from all of their compressed bytes
+    return 0 if first.one(_COMPRESSION, _NONE) == _NONE else max(first.tags[_STRIP_BYTES])
 
 
 def _refuse(path: Path, what: str, remedy: str) -> NoReturn:

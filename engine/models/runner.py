@@ -15,6 +15,8 @@ from torch import Tensor
 
 from engine.models.checkpoint import Checkpoint
 from engine.models.cra_srgan.attention import AttentionRows
+from engine.models.cra_srgan.guide import harmonic_fill
+from engine.models.cra_srgan.handover import balanced
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -56,11 +58,12 @@ class TorchRunner:
         return moved.to(self._device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def global_pass(self, known_mean: Floats, share: Floats) -> tuple[Floats, Floats, AttentionRows]:
-        """(h, w, 3) and (h, w) at guide size → fill (h, w, 3), features (h, w, G), rows."""
+    def global_pass(self, known_mean: Floats, share: Floats, variance: Floats) -> tuple[Floats, Floats, AttentionRows]:
+        """(h, w, 3), (h, w) and (h, w) at guide size → fill (h, w, 3), features (h, w, G), balanced rows."""
         found = self._network.guide(self._tensor(known_mean[None]), self._tensor(share[None]))
         fill, features = (part[0].permute(1, 2, 0).float().cpu().numpy() for part in (found.fill, found.features))
-        return np.ascontiguousarray(fill), np.ascontiguousarray(features), found.rows[0]
+        rows = balanced(found.rows[0], self._tensor(variance[None]), self._tensor(share[None]), harmonic_fill)
+        return np.ascontiguousarray(fill), np.ascontiguousarray(features), rows
 
     @torch.inference_mode()
     def inpaint(self, pixels: Floats, missing: Bools, base: Floats, detail: Floats, guide: Floats) -> Floats:

@@ -7,17 +7,17 @@ and JPEG are encoded row by row from a temporary uncompressed TIFF beside the ta
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 from uuid import uuid4
 
 import numpy as np
 import pyvips
 import tifffile
 
+from engine import vips
 from engine.errors import OutputTooLarge, OutputUnsupported, StorageError
-from engine.geometry import Box, Size
+from engine.geometry import Box, Size, round_up
 from engine.staged import Pixels
 from engine.store import fsync_folder, make_folders, storage_errors
 
@@ -40,6 +40,11 @@ class _Sheet:
     dtype: str
     icc: bytes | None
     resolution_px_per_mm: tuple[float, float] | None
+
+    @property
+    def tile(self) -> Size:
+        """Not much larger than the picture, which libvips would refuse; TIFF asks for multiples of 16."""
+        return Size(min(_TILE_PX, round_up(self.size.h, 16)), min(_TILE_PX, round_up(self.size.w, 16)))
 
     @property
     def num_bytes(self) -> int:
@@ -88,7 +93,7 @@ def export(
                 _write_tiff(partial, sheet, compression="adobe_deflate")
             elif fmt in ("png", "jpeg"):
                 with _partial(path) as flat:
-                    _write_tiff(flat, sheet, compression=None)
+                    _write_tiff(flat, _with_resolution(sheet), compression=None)
                     _encode(flat, partial, fmt=fmt)
             else:
                 raise OutputUnsupported(f"{fmt} is written by the canvas itself; export to tiff, png or jpeg.")
@@ -109,17 +114,22 @@ def _partial(path: Path) -> Generator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def _with_resolution(sheet: _Sheet) -> _Sheet:
+    """libvips writes a resolution into every PNG and JPEG; 72 dpi is what readers assume where there is none."""
+    return replace(sheet, resolution_px_per_mm=sheet.resolution_px_per_mm or (_DEFAULT_PX_PER_MM, _DEFAULT_PX_PER_MM))
+
+
 def _write_tiff(path: Path, sheet: _Sheet, *, compression: str | None) -> None:
     resolution = sheet.resolution_px_per_mm
     with tifffile.TiffWriter(path, bigtiff=sheet.num_bytes > _CLASSIC_TIFF_BYTES) as writer:
         writer.write(
             _tiles(sheet),
-            shape=(sheet.size.h, sheet.size.w, sheet.channels),
+            shape=(sheet.size.h, sheet.size.w, sheet.channels)[: 2 if sheet.channels == 1 else 3],
             dtype=sheet.dtype,
             photometric="rgb" if sheet.channels >= 3 else "minisblack",
-            planarconfig="contig",
+            planarconfig=None if sheet.channels == 1 else "contig",
             extrasamples=["unassalpha"] if sheet.channels in (2, 4) else None,
-            tile=(_TILE_PX, _TILE_PX),
+            tile=(sheet.tile.h, sheet.tile.w),
             compression=compression,
             compressionargs=None if compression is None else {"level": 1},
             predictor=compression is not None,
@@ -140,38 +150,23 @@ def _tiles(sheet: _Sheet) -> Iterator[Pixels]:
             pixels = sheet.read(box)
             if pixels.shape != (box.size.h, box.size.w, sheet.channels) or pixels.dtype != sheet.dtype:
                 raise ValueError(f"{box} was read as {pixels.shape} {pixels.dtype}")
-            tile = np.zeros((_TILE_PX, _TILE_PX, sheet.channels), sheet.dtype)
+            tile = np.zeros((sheet.tile.h, sheet.tile.w, sheet.channels), sheet.dtype)
             tile[: box.size.h, : box.size.w] = pixels
-            yield tile
+            yield tile[..., 0] if sheet.channels == 1 else tile
 
 
-def _encode(flat: Path, target_path: Path, *, fmt: str) -> None:
-    with flat.open("rb") as stored, target_path.open("xb") as file:
-        # by descriptor: libvips would keep a file that it opened by name in its cache, and its space on the disk
-        source = pyvips.Source.new_from_descriptor(stored.fileno())
-        image = pyvips.Image.tiffload_source(source, access="sequential", fail_on="warning")
-        target, keep, sub = _FileTarget(file), pyvips.ForeignKeep.ICC, pyvips.ForeignPngFilter.SUB
+def _encode(flat: Path, path: Path, *, fmt: str) -> None:
+    with flat.open("rb") as stored, path.open("xb") as file:
+        image, target = vips.load(stored, "tiff"), vips.FileTarget(file)
+        keep = pyvips.ForeignKeep.ICC
         try:
             if fmt == "png":
-                image.pngsave_target(target.vips, compression=1, filter=sub, keep=keep)
+                sub = pyvips.ForeignPngFilter.SUB
+                image.pngsave_target(target.target, compression=1, filter=sub, keep=keep)
             else:
-                image.jpegsave_target(target.vips, Q=95, subsample_mode="off", keep=keep)
+                keep |= pyvips.ForeignKeep.EXIF  # where libvips puts the resolution of a JPEG
+                image.jpegsave_target(target.target, Q=95, subsample_mode="off", keep=keep)
         except pyvips.Error as error:
-            raise target.error or StorageError(f"{target_path}: {error}") from error
-
-
-class _FileTarget:
-    """Where libvips writes to. It keeps the OSError, of which libvips would only pass on that there was one."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.error: OSError | None = None
-        self._file = file
-        self.vips = pyvips.TargetCustom()
-        self.vips.on_write(self._write)
-
-    def _write(self, data: bytes | bytearray | memoryview) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            return -1
+            raise target.error or StorageError(
+                f"{path}: it could not be encoded ({error}). Run the command again."
+            ) from error

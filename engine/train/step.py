@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.models.cra_srgan.generator import CraSrgan
-from engine.models.cra_srgan.guide import GlobalPass
-from engine.models.cra_srgan.handover import RATIO_LIMIT, aggregate, detail_gain, with_ratio
+from engine.models.cra_srgan.guide import GlobalPass, harmonic_fill
+from engine.models.cra_srgan.handover import RATIO_LIMIT, aggregate, balanced, contrast, detail_gain, with_ratio
 from engine.train import losses
 from engine.train.dataset import DamagedBatch, ScaleBatch
 from engine.train.stages import LossWeights
@@ -71,7 +71,14 @@ def composite_window(network: CraSrgan, batch: DamagedBatch, found: GlobalPass, 
     base = enlarge(found.fill, batch.factor)
     reference = torch.where(batch.share < 1, batch.known_mean, found.fill.detach())
     residual = (batch.intact - enlarge(reference, batch.factor)) * (1 - batch.missing)
-    detail = detail_gain(batch.factor) * aggregate(residual, found.rows, batch.factor) * batch.missing
+    detail = torch.zeros_like(base)
+    gain = detail_gain(batch.factor)
+    if gain:
+        variance = contrast(batch.intact, batch.missing, batch.factor)
+        rows = [
+            balanced(row, variance[i : i + 1], batch.share[i : i + 1], harmonic_fill) for i, row in enumerate(found.rows)
+        ]
+        detail = gain * aggregate(residual, rows, batch.factor) * batch.missing
     guide = enlarge(with_ratio(found.features.float(), batch.factor), batch.factor)
     pixels = batch.intact * (1 - batch.missing)
     y, x = batch.window_px

@@ -14,8 +14,8 @@ from engine.models.cra_srgan.layers import Conv, Padding, centre, edge_padded, z
 CELL_PX = 8
 """Side of an attention cell, in pixels of the guide."""
 
-TOP_K = 8
-"""Source cells kept per damaged cell; their weights are renormalised to one."""
+TOP_K = 2
+"""Source cells kept per damaged cell; a mean of many would be smooth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class MultiScaleContextualAttention(nn.Module):
         features (B, C, h, w) one vector per cell; missing_share (B, 1, h, w) in [0, 1].
         """
         matched = self.match(features).float()
+        matched = matched - matched.mean((2, 3), keepdim=True)  # what all cells share tells none apart
         attended: list[Tensor] = []
         rows: list[AttentionRows] = []
         for index in range(features.shape[0]):
@@ -135,10 +136,12 @@ class EdgeAware(nn.Module):
         self._pad = 1 if padding == "same" else 0
         self.weigh = Conv(2, channels, padding=padding)
         self.refine = zero_(Conv(channels, channels, padding=padding))
-        self.margin_px = 1 - self._pad + self.weigh.margin_px
+        self.margin_px = self.refine.margin_px
+        """Of the features; the picture's is wider, and does not pass through the windows of the fusion."""
+        self.picture_margin_px = 1 - self._pad + self.weigh.margin_px
 
     def forward(self, features: Tensor, picture: Tensor) -> Tensor:
-        """Features (B, C, H, W) and the picture (B, 3, H, W) in [0, 1], both with the same margin."""
+        """Features (B, C, H, W) and the picture (B, 3, ...) in [0, 1], each with its margin around what is wanted."""
         padded = edge_padded(picture, self._pad)
         edges = F.conv2d(padded, self.sobel.to(padded.dtype)).abs()
         weight = torch.sigmoid(self.weigh(edges))

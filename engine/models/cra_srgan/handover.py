@@ -4,6 +4,7 @@ Legend: f = native pixels per guide pixel (an integer); a native pixel i lies at
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -31,12 +32,39 @@ def log_ratio(factor: int) -> float:
 
 
 def detail_gain(factor: int) -> float:
-    """Weight of the aggregated residual.
+    """Weight of the aggregated residual: 0 up to ratio 2, 1 from `RATIO_LIMIT` on.
 
-    At small ratios the fill already carries nearly all detail and a borrowed residual only adds error; from
-    `RATIO_LIMIT` on it is the only source of texture.
+    At small ratios the fill already carries nearly all detail and a borrowed residual only adds error; at large
+    ones it is the only source of texture.
     """
-    return log_ratio(factor)
+    return min(1.0, max(0.0, math.log2(factor) - 1))
+
+
+def contrast(picture: Tensor, missing: Tensor, factor: int) -> Tensor:
+    """Variance of the known native pixels under each guide pixel, mean of the channels: (B, 1, h, w)."""
+    known = F.avg_pool2d(1 - missing, factor)
+    weight = known.clamp(min=1e-6)
+    mean = F.avg_pool2d(picture * (1 - missing), factor) / weight
+    square = F.avg_pool2d(picture**2 * (1 - missing), factor) / weight
+    return ((square - mean**2).clamp(min=0) * (known > 0)).mean(1, keepdim=True)
+
+
+def balanced(rows: AttentionRows, variance: Tensor, share: Tensor, fill: Callable[[Tensor, Tensor], Tensor]) -> AttentionRows:
+    """Rows whose weights give each damaged cell the contrast of its surroundings.
+
+    A weighted mean of k unrelated residuals loses contrast by about the root of k, and a smooth fill prefers smooth
+    sources. So the variance of the known cells is spread into the hole (`fill`, as for colours), and each row is
+    scaled to it, at most fourfold. variance, share: (1, 1, h, w) at guide size.
+    """
+    h, w = (-(-side // CELL_PX) * CELL_PX for side in variance.shape[-2:])
+    pad = (0, w - variance.shape[-1], 0, h - variance.shape[-2])
+    known = (share < 1).to(variance.dtype)
+    total = F.avg_pool2d(F.pad(variance * known, pad, mode="replicate"), CELL_PX)
+    count = F.avg_pool2d(F.pad(known, pad, mode="replicate"), CELL_PX)
+    cells = fill(total / count.clamp(min=1e-6), (count <= 0).to(variance.dtype)).flatten()
+    actual = (rows.weights**2 * cells[rows.sources]).sum(1)
+    scale = torch.sqrt(cells[rows.cells] / actual.clamp(min=1e-9)).clamp(max=4)
+    return AttentionRows(rows.cells, rows.sources, rows.weights * scale[:, None])
 
 
 def with_ratio(features: Tensor, factor: int) -> Tensor:

@@ -7,6 +7,8 @@ A tensor carries a margin around the pixels that are wanted, and each layer cons
 what a later layer will not need is cropped before it is computed (staged valid crop).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -66,6 +68,14 @@ class Trunk(nn.Module):
         return centre(shallow, deep) + deep
 
 
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """Pixels that the two inputs of a stage carry around what is wanted, on the stage's own grid."""
+
+    features_px: int
+    picture_px: int
+
+
 class SuperResolutionStage(nn.Module):
     """One x2 step: a residual over a bicubic base, then back-projection so that colour stays (report, 2.2.2).
 
@@ -81,41 +91,50 @@ class SuperResolutionStage(nn.Module):
         self.up = BicubicUp(padding=padding)
         self.down = BicubicDown(padding=padding)
 
-    def input_margin_px(self, output_margin_px: int) -> int:
-        """Pixels needed around the input for `output_margin_px` pixels around the output."""
-        _, enlarged_px = self._projection_margins(output_margin_px)
-        return self.blocks.margin_px + self.to_rgb.margin_px + ceil_div(enlarged_px, 2)
+    def input_margins(self, output: Margins) -> Margins:
+        """What the stage's inputs carry so that its outputs carry `output`."""
+        _, enlarged_px = self._projection_margins(output.picture_px)
+        grow_px = ceil_div(output.features_px, 2) + self.grow.margin_px if self.grow is not None else 0
+        deep_px = max(ceil_div(enlarged_px, 2) + self.to_rgb.margin_px, grow_px)
+        return Margins(self.blocks.margin_px + deep_px, enlarged_px // 2 + self.up.margin_px)
 
-    def _projection_margins(self, output_margin_px: int) -> tuple[int, int]:
+    def _projection_margins(self, picture_px: int) -> tuple[int, int]:
         """Margins of the difference (input grid) and of the estimate it is taken from (output grid)."""
-        difference_px = ceil_div(output_margin_px, 2) + self.up.margin_px
+        difference_px = picture_px // 2 + self.up.margin_px
         return difference_px, 2 * difference_px + self.down.margin_px
 
-    def forward(self, features: Tensor, picture: Tensor, margin_px: int) -> tuple[Tensor, Tensor]:
-        """Deepened features at the input's size, and the picture of twice the size with `margin_px` around it.
+    def _enlarged(self, picture: Tensor, margin_px: int) -> Tensor:
+        """Twice the size with `margin_px` around it, from a picture with `margin_px // 2 + up.margin_px`.
 
-        Both inputs carry `input_margin_px(margin_px)`; the features returned have lost the blocks' margin.
+        An odd margin ends on an odd pixel, which looks one input pixel less far than its even neighbour does: zeros
+        stand where the kernel is zero.
         """
-        difference_px, enlarged_px = self._projection_margins(margin_px)
-        have_px = self.input_margin_px(margin_px)
+        if margin_px % 2 == 0:
+            return self.up(picture)
+        return crop(self.up(F.pad(picture, (1, 1, 1, 1))), 1)
+
+    def forward(self, features: Tensor, picture: Tensor, output: Margins) -> tuple[Tensor, Tensor]:
+        """Deepened features at the input's size, and the picture of twice the size with its margin of `output`.
+
+        The inputs carry `input_margins(output)`; the features returned have lost the blocks' margin.
+        """
+        difference_px, enlarged_px = self._projection_margins(output.picture_px)
+        have = self.input_margins(output)
         deep = self.blocks(features)
         residual = F.pixel_shuffle(self.to_rgb(deep).float(), 2)
-        residual_px = 2 * (have_px - self.blocks.margin_px - self.to_rgb.margin_px)
-        base_px = ceil_div(enlarged_px, 2)
-        base = self.up(crop(picture, have_px - base_px - self.up.margin_px))
-        estimate = crop(base, 2 * base_px - enlarged_px) + crop(residual, residual_px - enlarged_px)
-        difference = crop(picture, have_px - difference_px) - self.down(estimate)
-        correction_px = 2 * (difference_px - self.up.margin_px)
-        corrected = crop(estimate, enlarged_px - margin_px) + crop(self.up(difference), correction_px - margin_px)
-        return deep, corrected
+        residual_px = 2 * (have.features_px - self.blocks.margin_px - self.to_rgb.margin_px)
+        estimate = self._enlarged(picture, enlarged_px) + crop(residual, residual_px - enlarged_px)
+        difference = crop(picture, have.picture_px - difference_px) - self.down(estimate)
+        correction = self._enlarged(difference, output.picture_px)
+        return deep, crop(estimate, enlarged_px - output.picture_px) + correction
 
-    def enlarge(self, deep: Tensor, margin_px: int) -> Tensor:
-        """The next stage's features, from those that `forward` returned, with the same `margin_px`."""
+    def enlarge(self, deep: Tensor, output: Margins) -> Tensor:
+        """The next stage's features, from those that `forward` returned, with their margin of `output`."""
         assert self.grow is not None
-        have_px = self.input_margin_px(margin_px) - self.blocks.margin_px
-        grow_px = ceil_div(margin_px, 2) + self.grow.margin_px
+        have_px = self.input_margins(output).features_px - self.blocks.margin_px
+        grow_px = ceil_div(output.features_px, 2) + self.grow.margin_px
         grown = F.relu(F.pixel_shuffle(self.grow(crop(deep, have_px - grow_px)), 2))
-        return crop(grown, 2 * (grow_px - self.grow.margin_px) - margin_px)
+        return crop(grown, 2 * (grow_px - self.grow.margin_px) - output.features_px)
 
 
 class LocalHalf(nn.Module):
@@ -145,16 +164,21 @@ class LocalHalf(nn.Module):
         assert isinstance(stage, SuperResolutionStage)
         return stage
 
-    def output_margins_px(self, levels: int) -> list[int]:
-        """Margin after each of `levels` stages; the first entry is what `decode` wants around its input."""
-        margins = [0]
+    def stage_margins(self, levels: int) -> list[Margins]:
+        """Margins before each of `levels` stages, and the empty ones behind the last."""
+        margins = [Margins(0, 0)]
         for index in reversed(range(levels)):
-            margins.insert(0, self.stage(index).input_margin_px(margins[0]))
+            margins.insert(0, self.stage(index).input_margins(margins[0]))
         return margins
+
+    def decode_margin_px(self, levels: int) -> int:
+        """Margin that `decode` wants around both its inputs."""
+        first = self.stage_margins(levels)[0]
+        return max(first.features_px, first.picture_px)
 
     def fusion_margin_px(self, levels: int) -> int:
         """Margin at the windowed attention: what follows needs, rounded up to whole windows."""
-        needed = self.output_margins_px(levels)[0] + self.frequency.margin_px + self.edge.margin_px
+        needed = self.decode_margin_px(levels) + self.frequency.margin_px + self.edge.margin_px
         return round_up(needed, CrossModalFusion.WINDOW_PX)
 
     def context_px(self, levels: int) -> int:
@@ -174,7 +198,8 @@ class LocalHalf(nn.Module):
         """
         features = self.trunk(composite, missing)
         features = self.fusion(features, centre(guide, features))
-        features = self.edge(features, centre(composite, features).to(features.dtype))
+        edges_px = self.trunk.margin_px - (self.edge.picture_margin_px - self.edge.margin_px)
+        features = self.edge(features, crop(composite, edges_px).to(features.dtype))
         features = self.adapt(self.frequency(features))
         surplus = 0 if self.padding == "same" else self._encode_surplus_px(levels)
         features = crop(features, surplus)
@@ -182,18 +207,20 @@ class LocalHalf(nn.Module):
 
     def _encode_surplus_px(self, levels: int) -> int:
         left = self.fusion_margin_px(levels) - self.edge.margin_px - self.frequency.margin_px
-        return left - self.output_margins_px(levels)[0]
+        return left - self.decode_margin_px(levels)
 
     def decode(self, features: Tensor, picture: Tensor, levels: int) -> list[Tensor]:
         """The picture at x2, x4 ... x(2 ** levels); only the last is free of margin."""
-        margins = self.output_margins_px(levels)
+        margins = self.stage_margins(levels)
+        have_px = self.decode_margin_px(levels)
+        features, picture = crop(features, have_px - margins[0].features_px), crop(picture, have_px - margins[0].picture_px)
         pictures: list[Tensor] = []
         for index in range(levels):
-            stage, margin_px = self.stage(index), margins[index + 1]
-            deep, picture = stage(features, picture, margin_px)
+            stage, output = self.stage(index), margins[index + 1]
+            deep, picture = stage(features, picture, output)
             pictures.append(picture)
             if index + 1 < levels:
-                features = stage.enlarge(deep, margin_px)
+                features = stage.enlarge(deep, output)
         return pictures
 
 
@@ -201,6 +228,7 @@ class Skip(nn.Module):
     """Stands in for an ablated module: same shapes, nothing done."""
 
     margin_px = 0
+    picture_margin_px = 0
 
     def forward(self, features: Tensor, _picture: Tensor | None = None) -> Tensor:
         return features

@@ -1,0 +1,95 @@
+"""Networks whose every parameter was drawn at random, so that no part of them is silent."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.models.checkpoint import Checkpoint, load, save
+from engine.models.cra_srgan.config import Config
+from engine.models.cra_srgan.generator import CraSrgan
+
+TINY = Config(
+    guide_channels=7,
+    coarse_channels=8,
+    refine_channels=8,
+    head_channels=16,
+    head_blocks=1,
+    trunk_channels=16,
+    trunk_blocks=1,
+    heads=2,
+    stage_channels=(16, 16, 16, 16),
+    stage_blocks=(1, 1, 1, 1),
+)
+"""Every module of the generator in a few thousand parameters."""
+
+RESIDUAL_STD = 0.14
+"""Of what each stage adds to the bicubic base of a picture in [0, 1]."""
+
+
+def random_network(config: Config, *, seed: int = 0) -> CraSrgan:
+    """A generator with all parameters redrawn, last layers and gates included, that adds much and saturates little."""
+    torch.manual_seed(seed)
+    network = CraSrgan(config, padding="valid").eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("sharpness"):
+                parameter.uniform_(5, 15)
+            elif parameter.ndim > 1:
+                fan_in = max(1, parameter[0].numel())
+                parameter.normal_(0, 0.7 * fan_in**-0.5)
+            else:
+                parameter.normal_(0, 0.05)
+        _calibrate(network)
+    return network
+
+
+def _calibrate(network: CraSrgan) -> None:
+    """Scales the layers that leave the network in a run on noise: the rest of a network decides how loud they are."""
+    leaving = [network.guide.coarse.leave, network.guide.refine.leave, network.local.head.leave]
+    leaving += [network.local.stage(index).to_rgb for index in range(len(network.config.stage_channels))]
+    hooks = [layer.register_forward_hook(_scale_to_target) for layer in leaving]
+    picture, share = torch.rand(1, 3, 64, 64), (torch.rand(1, 1, 64, 64) > 0.7).float()
+    found = network.guide(picture, share)
+    local = network.local
+    levels = len(network.config.stage_channels)
+    side = 2 * (local.encode_margin_px(levels) + local.head.margin_px) + 16
+    pixels = torch.rand(1, 3, side, side)
+    missing = (torch.rand(1, 1, side, side) > 0.7).float()
+    guide = torch.cat([found.features, torch.ones_like(found.features[:, :1])], 1)
+    guide = nn.functional.interpolate(guide, size=(side, side))
+    composite = local.head(pixels, missing, pixels, torch.zeros_like(pixels), guide)
+    inner = (..., slice(local.head.margin_px, -local.head.margin_px), slice(local.head.margin_px, -local.head.margin_px))
+    features, picture = local.encode(composite, missing[inner], guide[inner], levels)
+    local.decode(features, picture, levels)
+    for hook in hooks:
+        hook.remove()
+
+
+def _scale_to_target(layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    factor = RESIDUAL_STD / output.std()
+    for parameter in layer.parameters():
+        parameter.mul_(factor)
+    return output * factor
+
+
+def random_checkpoint(folder: Path, config: Config, *, seed: int = 0) -> Path:
+    """The weights file of a random network, with its card beside it."""
+    path = folder / f"random-{seed}.safetensors"
+    network = random_network(config, seed=seed)
+    save(
+        path,
+        network.state_dict(),
+        config=config,
+        name=path.stem,
+        degradation="clean",
+        licence="none",
+        training={},
+        numbers={},
+    )
+    return path
+
+
+def random_model(folder: Path, config: Config, *, seed: int = 0) -> Checkpoint:
+    """A random network as the engine loads it."""
+    return load(str(random_checkpoint(folder, config, seed=seed)))
