@@ -1,6 +1,6 @@
 """Peak memory of `engine restore` at x16 does not grow with the picture.
 
-    python bench/memory.py [OUTPUT_SIDE_PX ...] [--mask] [--format NAME ...] [--threads N]
+    python bench/memory.py [OUTPUT_SIDE_PX ...] [--mask] [--format NAME ...]
 
 Each size is restored by a process of its own: a synthetic picture of 1/16 the side goes in, an OME-Zarr (and what
 else is asked for) comes out, and the peak resident size is what the kernel counted for that process.
@@ -42,11 +42,10 @@ def main() -> None:
     parser.add_argument("sides", nargs="*", type=int, metavar="OUTPUT_SIDE_PX", help="multiples of 16")
     parser.add_argument("--mask", action="store_true", help="with light damage")
     parser.add_argument("--format", action="append", metavar="NAME", help="outputs; ome-zarr where not given")
-    parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS of the process")
     options = parser.parse_args()
     runs: list[Run] = []
     for side_px in options.sides or SIDES_PX:
-        run = measure(side_px, damaged=options.mask, formats=options.format or ["ome-zarr"], threads=options.threads)
+        run = measure(side_px, damaged=options.mask, formats=options.format or ["ome-zarr"])
         print(f"{run.side_px:6} px: {run.peak_rss_bytes / 2**20:7.1f} MiB, {run.seconds:6.1f} s", flush=True)
         runs.append(run)
     peaks = [run.peak_rss_bytes for run in runs]
@@ -56,7 +55,7 @@ def main() -> None:
     raise SystemExit(0 if good else 1)
 
 
-def measure(side_px: int, *, damaged: bool, formats: Sequence[str], threads: int | None) -> Run:
+def measure(side_px: int, *, damaged: bool, formats: Sequence[str]) -> Run:
     """Restore a synthetic picture in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="engine-memory-") as name:
         folder = Path(name)
@@ -70,14 +69,13 @@ def measure(side_px: int, *, damaged: bool, formats: Sequence[str], threads: int
             mask = damage_mask(Size(given_px, given_px), seed=0, share=LIGHT)
             cv2.imwrite(str(folder / "mask.png"), mask.astype(np.uint8) * 255)
             command += ["--mask", str(folder / "mask.png")]
-        environment = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-        return timed(command, environment, side_px)
+        return timed(command, side_px)
 
 
-def timed(command: Sequence[str], environment: dict[str, str], side_px: int) -> Run:
+def timed(command: Sequence[str], side_px: int) -> Run:
     """Run a command and ask the kernel for its peak: `wait4` counts this one child."""
     started = time.monotonic()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
     said = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)

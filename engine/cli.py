@@ -2,9 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +25,7 @@ EXIT_FAILED = 3
 EXIT_REFUSED = 4
 
 
-class Scale(str, Enum):
+class Scale(StrEnum):
     """Enlargements of the network."""
 
     X1 = "1"
@@ -35,20 +35,20 @@ class Scale(str, Enum):
     X16 = "16"
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     OME_ZARR = "ome-zarr"
     TIFF = "tiff"
     PNG = "png"
     JPEG = "jpeg"
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     AUTO = "auto"
     FP32 = "fp32"
     BF16 = "bf16"
 
 
-class Degradation(str, Enum):
+class Degradation(StrEnum):
     CLEAN = "clean"
     SCAN = "scan"
 
@@ -244,7 +244,7 @@ def doctor() -> None:
 
 
 @contextmanager
-def _typed_errors() -> Iterator[None]:
+def _typed_errors() -> Generator[None]:
     """An error that stops everything: its sentence on stderr, and its exit code."""
     try:
         yield

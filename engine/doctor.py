@@ -45,10 +45,10 @@ def _tile_equals_whole(model: str) -> bool:
     """x4 of a small picture in one tile and in four."""
     runner = TorchRunner(load(model), precision="fp32", threads=os.cpu_count() or 1)
     source = ArrayPicture(np.random.default_rng(0).integers(0, 256, (120, 120, 3), dtype=np.uint8))
-    drawn = [
+    whole, tiled = (
         Renderer(source, no_mask(source.size), None, None, runner, scale=4, tiling=Tiling(side, 64, 1)).draw(
             Box.of(source.size)
         )
         for side in (128, 64)
-    ]
-    return bool(np.array_equal(*drawn))
+    )
+    return bool(np.array_equal(whole, tiled))

@@ -6,12 +6,13 @@ rational, so a tile samples the guide exactly as the whole picture does.
 """
 
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.geometry import Box, Size, ceil_div
-from engine.image import Source, to_rgb_float
+from engine.image import Pixels, Source, to_rgb_float
 from engine.mask import Mask
 from engine.models.cra_srgan.attention import CELL_PX, AttentionRows
 from engine.models.cra_srgan.handover import log_ratio
@@ -57,7 +58,15 @@ def reflect(start: int, stop: int, length: int) -> Indices:
     return np.minimum(folded, period - folded)
 
 
-def read_reflected(source: Source | Mask, box: Box) -> NDArray[np.generic]:
+@overload
+def read_reflected(source: Source, box: Box) -> Pixels: ...
+
+
+@overload
+def read_reflected(source: Mask, box: Box) -> Bools: ...
+
+
+def read_reflected(source: Source | Mask, box: Box) -> Pixels | Bools:
     """The pixels of a box that may reach outside the picture, which is mirrored there."""
     ys, xs = reflect(box.y0, box.y1, source.size.h), reflect(box.x0, box.x1, source.size.w)
     inner = Box(int(ys.min()), int(xs.min()), int(ys.max()) + 1, int(xs.max()) + 1)
@@ -74,7 +83,9 @@ def sample(plane: Floats, factor: int, ys: Indices, xs: Indices) -> Floats:
     low_y, high_y, part_y = _neighbours(ys, factor, plane.shape[0])
     low_x, high_x, part_x = _neighbours(xs, factor, plane.shape[1])
     lines = plane[low_y] + part_y[:, None, None] * (plane[high_y] - plane[low_y])
-    return lines[:, low_x] + part_x[None, :, None] * (lines[:, high_x] - lines[:, low_x])
+    return (lines[:, low_x] + part_x[None, :, None] * (lines[:, high_x] - lines[:, low_x])).astype(
+        np.float32, copy=False
+    )
 
 
 def _neighbours(places: Indices, factor: int, length: int) -> tuple[Indices, Indices, Floats]:

@@ -7,7 +7,6 @@ masks all work, as long as what is known is exactly black (a JPEG's ringing arou
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +83,7 @@ def read_mask(path: Path, *, size: Size, scratch: Path) -> Mask:
     return _checked(str(path), size, picture.sha256, num_missing, raw)
 
 
-def find_mask(option: Path | Literal["none", "auto"], *, image: Path) -> Path | None:
+def find_mask(option: Path | str, *, image: Path) -> Path | None:
     """The mask file that an option means for one picture; None for none.
 
     A folder is searched for the name of the picture, its stem with any suffix and `<stem>.mask.<suffix>`, in order.

@@ -60,10 +60,10 @@ class Detail:
                 out[part.shifted(-box.y0, -box.x0).slices] = patches[row][part.shifted(-iy * size, -ix * size).slices]
         return out
 
-    def mapped(self, mode: Literal["r", "r+"]) -> NDArray[np.float16]:
+    def mapped(self, mode: Literal["r", "r+"]) -> "np.memmap[tuple[int, ...], np.dtype[np.float16]]":
         """The file as an array. Mapped anew for each use: pages that stay mapped count as memory."""
         shape = (self.num_cells, self.cell_px, self.cell_px, 3)
-        return np.memmap(self.path, np.float16, mode, shape=shape)  # pyright: ignore[reportCallIssue,reportArgumentType,reportReturnType]
+        return np.memmap(self.path, np.float16, mode, shape=shape)
 
 
 def detail_bytes(num_damaged_cells: int, factor: int) -> int:
@@ -121,4 +121,4 @@ def _store(detail: Detail, offset: Box, blocks: Floats, where: Indices, weights:
     patches = detail.mapped("r+")
     for row in range(where.shape[0]):
         patches[row, ys, xs] = np.tensordot(weights[row], blocks[where[row]], 1)
-    patches.flush()  # pyright: ignore[reportAttributeAccessIssue]
+    patches.flush()

@@ -3,13 +3,16 @@
 Nothing is written before the plan holds, and nothing has its final name before every shard is checked.
 """
 
+import glob
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from engine.errors import InputError, OutputExists
 from engine.geometry import Box, Size
 from engine.guide import make_guide
 from engine.image import ArrayPicture, ImageInfo, Pixels, Source, decode, probe
-from engine.mask import Mask, array_mask, no_mask, read_mask
+from engine.mask import Mask, array_mask, find_mask, no_mask, read_mask
 from engine.models.checkpoint import for_degradation, load
 from engine.models.runner import TorchRunner
 from engine.planning import (
@@ -131,6 +134,7 @@ class Restorer:
             make_folders(job.out)
         done = reused = 0
         with Canvas.open(plan, job.out) as canvas:
+            _tidy(job, targets)
             for end in run(canvas, canvas.grid.all_keys(), _Work(self, canvas, job, request, info, tiling)):
                 done += 1
                 reused += end.reused
@@ -294,7 +298,15 @@ def _is_finished(plan: Plan, targets: dict[str, Path], job: Job) -> bool:
         if name != "ome-zarr" and not (path.is_file() and path.stat().st_size == receipt["outputs"][name]["bytes"]):
             return False
     shutil.rmtree(plan.working_folder(job.out), ignore_errors=True)  # left where a run ended behind its receipt
+    _tidy(job, targets)
     return True
+
+
+def _tidy(job: Job, targets: dict[str, Path]) -> None:
+    """Removes what a killed run left half-written beside the outputs."""
+    for path in (*targets.values(), _receipt_path(job)):
+        for partial in job.out.glob(f"{glob.escape(path.name)}.*.partial"):
+            partial.unlink(missing_ok=True)
 
 
 def _plan_id(folder: Path) -> str | None:
@@ -343,5 +355,15 @@ def restore(
         scale=scale, long_side_px=long_side, box=region, precision=precision, max_memory_bytes=max_memory_bytes
     )
     restorer = Restorer(model=model, degradation=degradation, precision=precision)
-    job = Job(path, None if mask is None else Path(mask), Path(out), path.stem, tuple(formats), replace)
+    found = None if mask is None else find_mask(Path(mask), image=path)
+    job = Job(path, found, Path(out), path.stem, tuple(formats), replace)
     return restorer.restore(job, request)
+
+
+class _CallableModule(ModuleType):
+    """`engine.restore` names the function above and this module, and once loaded Python finds the module first."""
+
+    __call__ = staticmethod(restore)
+
+
+sys.modules[__name__].__class__ = _CallableModule

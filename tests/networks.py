@@ -59,7 +59,11 @@ def _calibrate(network: CraSrgan) -> None:
     guide = torch.cat([found.features, torch.ones_like(found.features[:, :1])], 1)
     guide = nn.functional.interpolate(guide, size=(side, side))
     composite = local.head(pixels, missing, pixels, torch.zeros_like(pixels), guide)
-    inner = (..., slice(local.head.margin_px, -local.head.margin_px), slice(local.head.margin_px, -local.head.margin_px))
+    inner = (
+        ...,
+        slice(local.head.margin_px, -local.head.margin_px),
+        slice(local.head.margin_px, -local.head.margin_px),
+    )
     features, picture = local.encode(composite, missing[inner], guide[inner], levels)
     local.decode(features, picture, levels)
     for hook in hooks:

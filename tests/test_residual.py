@@ -31,7 +31,7 @@ def runner(tmp_path_factory) -> TorchRunner:
 
 @pytest.fixture(autouse=True)
 def _small_guide(monkeypatch):
-    monkeypatch.setattr(engine.guide, "GUIDE_PX", 48)
+    monkeypatch.setattr(engine.guide, "GUIDE_PX", 24)
 
 
 def damaged(h: int, w: int) -> tuple[ArrayPicture, np.ndarray]:

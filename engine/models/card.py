@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 from engine.errors import ModelError
 from engine.models.cra_srgan.config import Config
@@ -42,11 +43,16 @@ class Card:
     def read(cls, path: Path) -> "Card":
         """Raises ModelError where the card is absent or not one."""
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            config = fields.pop("config")
-            sizes = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
+            fields = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+            config = cast("dict[str, Any]", fields.pop("config"))
+            sizes: dict[str, Any] = {name: _frozen(value) for name, value in config.items()}
             return cls(config=Config(**sizes), scales=tuple(fields.pop("scales")), **fields)
         except FileNotFoundError:
             raise ModelError(f"{path}: no card beside the weights; every checkpoint needs 1, 0 found") from None
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else
             raise ModelError(f"{path}: not a model card ({error}); export the model again") from error
+
+
+def _frozen(value: object) -> object:
+    """JSON knows lists only."""
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value

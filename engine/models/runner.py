@@ -17,6 +17,7 @@ from engine.models.checkpoint import Checkpoint
 from engine.models.cra_srgan.attention import AttentionRows
 from engine.models.cra_srgan.guide import harmonic_fill
 from engine.models.cra_srgan.handover import balanced
+from engine.models.cra_srgan.local import LocalHalf
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -39,13 +40,14 @@ class TorchRunner:
 
     def __init__(self, checkpoint: Checkpoint, *, precision: str, threads: int, device: str = "cpu") -> None:
         self.card = checkpoint.card
-        self._network = checkpoint.network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._device = torch.device(device)
+        self._network = checkpoint.network.on(self._device)
         self._dtype = PRECISIONS[precision]
         torch.set_num_threads(threads)
 
     @property
-    def local(self):  # noqa: ANN201
+    def local(self) -> LocalHalf:
+        """The part that sees tiles: it knows its margins."""
         return self._network.local
 
     def _autocast(self) -> torch.autocast:
@@ -54,7 +56,7 @@ class TorchRunner:
     def _tensor(self, array: Floats | Bools) -> Tensor:
         """(B, H, W, C) or (B, H, W) → (B, C, H, W) float32, channels-last."""
         array = array if array.ndim == 4 else array[..., None]
-        moved = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).permute(0, 3, 1, 2)
+        moved = torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32)).permute(0, 3, 1, 2)
         return moved.to(self._device, memory_format=torch.channels_last)
 
     @torch.inference_mode()

@@ -97,7 +97,7 @@ class Pictures:
 def crop_of(pictures: Pictures, rng: np.random.Generator, side_px: int, *, max_reduction: float) -> Pixels:
     """A square crop (side, side, 3), turned and mirrored at random, from a picture reduced by up to `max_reduction`."""
     picture = pictures[int(rng.integers(len(pictures)))]
-    h, w = picture.shape[:2]
+    h, w = int(picture.shape[0]), int(picture.shape[1])
     limit = max(1.0, min(max_reduction, min(h, w) / side_px))
     read_px = min(round(side_px * rng.uniform(1.0, limit)), h, w)
     y, x = int(rng.integers(h - read_px + 1)), int(rng.integers(w - read_px + 1))
@@ -110,7 +110,7 @@ def crop_of(pictures: Pictures, rng: np.random.Generator, side_px: int, *, max_r
 
 def to_tensor(crops: list[Pixels]) -> Tensor:
     """uint8 (h, w, 3) pictures → (B, 3, h, w) float32 in [0, 1]."""
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+    return torch.as_tensor(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
 
 
 def damaged_batch(
@@ -132,7 +132,7 @@ def damaged_batch(
         damage_mask(Size(side_px, side_px), seed=int(rng.integers(2**31)), share=(low, 1.8 * low)) for _ in range(batch)
     ]
     intact = (reduce_bicubic(high, 1 << levels) * 255).round() / 255
-    missing = torch.from_numpy(np.stack(masks))[:, None].float()
+    missing = torch.as_tensor(np.stack(masks))[:, None].float()
     known_mean, share = reduce_known(intact, missing, factor)
     window = _window(missing, rng, min(window_px, side_px))
     return DamagedBatch(intact, missing, known_mean, share, factor, _ladder(high, levels), window)

@@ -11,14 +11,14 @@ import math
 import platform
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from engine.errors import TrainingError
@@ -73,7 +73,7 @@ def train(run: Run, stages: tuple[str, ...] = ()) -> Path:
 
 
 @contextmanager
-def _stop_flag(stop_file: Path) -> Iterator["_Stop"]:
+def _stop_flag(stop_file: Path) -> Generator["_Stop"]:
     stop = _Stop(stop_file)
     before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -101,10 +101,9 @@ class _Trainer:
     def __init__(self, run: Run, stage: Stage) -> None:
         self.run_spec, self.stage = run, stage
         recipe = run.recipe
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed)  # pyright: ignore[reportUnknownMemberType]
         self.device = torch.device(run.device)
-        self.network = CraSrgan(recipe.model, padding="same")
-        self.network = self.network.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.network = CraSrgan(recipe.model, padding="same").on(self.device)
         self._start_weights()
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name.startswith(stage.trains))
@@ -123,13 +122,15 @@ class _Trainer:
 
     def _start_weights(self) -> None:
         """What the stages before this one trained, each taken from its own file."""
-        sources = [(self.run_spec.start_from, ("",))] if self.run_spec.start_from else []
+        sources: list[tuple[Path, tuple[str, ...]]] = []
+        if self.run_spec.start_from is not None:
+            sources.append((self.run_spec.start_from, ("",)))
         for earlier in self.run_spec.recipe.stages:
             if earlier.name == self.stage.name:
                 break
             sources.append((self.run_spec.folder / f"{earlier.name}.safetensors", earlier.trains))
         for path, prefixes in sources:
-            if path is not None and path.exists():
+            if path.exists():
                 found = {k: v.float() for k, v in load_file(path).items() if k.startswith(prefixes)}
                 self.network.load_state_dict(found, strict=False)
 
@@ -182,7 +183,7 @@ class _Trainer:
         if not bool(torch.isfinite(norm)):
             self.state.skipped += 1
             return math.nan, logs
-        self.optimiser.step()
+        self.optimiser.step()  # pyright: ignore[reportUnknownMemberType]
         self._average()
         return float(loss.detach()), logs
 

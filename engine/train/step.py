@@ -76,7 +76,8 @@ def composite_window(network: CraSrgan, batch: DamagedBatch, found: GlobalPass, 
     if gain:
         variance = contrast(batch.intact, batch.missing, batch.factor)
         rows = [
-            balanced(row, variance[i : i + 1], batch.share[i : i + 1], harmonic_fill) for i, row in enumerate(found.rows)
+            balanced(row, variance[i : i + 1], batch.share[i : i + 1], harmonic_fill)
+            for i, row in enumerate(found.rows)
         ]
         detail = gain * aggregate(residual, rows, batch.factor) * batch.missing
     guide = enlarge(with_ratio(found.features.float(), batch.factor), batch.factor)
@@ -95,8 +96,9 @@ def _inpainting_loss(
     coarse = losses.hole_error(found.coarse, target, hole)
     fill = losses.hole_error(found.fill, target, hole)
     composite = _composite_error(window, batch.factor)
-    edge = losses.edge(window.composite, window.wanted)
-    loss = weights.pixel * (0.5 * coarse + fill + composite) + weights.edge * edge
+    loss = weights.pixel * (0.5 * coarse + fill + composite)
+    if weights.edge and batch.factor < RATIO_LIMIT - 1:
+        loss = loss + weights.edge * losses.edge(window.composite, window.wanted)
     return loss, {
         "coarse": float(coarse.detach()),
         "fill": float(fill.detach()),

@@ -138,7 +138,7 @@ def cases() -> Iterator[object]:
 
 @pytest.mark.parametrize(("scale", "h", "w", "with_mask", "tilings"), list(cases()))
 def test_stored_bytes_are_those_of_one_tile(scale, h, w, with_mask, tilings, random_tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.guide.GUIDE_PX", 48)  # larger pictures get residuals and enlarged hints too
+    monkeypatch.setattr("engine.guide.GUIDE_PX", 24)  # larger pictures get residuals and enlarged hints too
     runner = runner_of(random_tiny)
     pixels, missing = picture(h, w), holes(h, w) if with_mask else None
     whole = drawn(pixels, missing, runner, scale, whole_tiling(Size(h, w)), tmp_path)
@@ -160,7 +160,7 @@ def test_stored_bytes_are_those_of_one_tile(scale, h, w, with_mask, tilings, ran
     ids=["x1", "x2", "x4", "x8", "x16"],
 )
 def test_the_sizes_that_are_shipped_are_exact(model, scale, h, w, tilings, request, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.guide.GUIDE_PX", 48)
+    monkeypatch.setattr("engine.guide.GUIDE_PX", 24)
     runner = runner_of(request.getfixturevalue(model))
     pixels, missing = picture(h, w), holes(h, w)
     whole = drawn(pixels, missing, runner, scale, whole_tiling(Size(h, w)), tmp_path)
@@ -183,7 +183,7 @@ def test_a_random_network_adds_much_and_saturates_little(model, scale, request, 
 
 
 def test_a_random_head_adds_much_and_saturates_little(random_tiny, tmp_path, floats, monkeypatch):
-    monkeypatch.setattr("engine.guide.GUIDE_PX", 48)
+    monkeypatch.setattr("engine.guide.GUIDE_PX", 24)
     pixels, missing = FloatPicture(picture(96, 96).astype(np.float32) / 255), holes(96, 96)
     made = renderer(pixels, missing, runner_of(random_tiny), 1, Tiling(128, 128, 1), tmp_path)
     filled = made._sampled(made._guide.fill, Box(0, 0, 96, 96)) + made._details(Box(0, 0, 96, 96))
@@ -196,7 +196,7 @@ def test_a_random_head_adds_much_and_saturates_little(random_tiny, tmp_path, flo
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_convolutions_are_equal_bit_for_bit(scale, with_mask, tmp_path_factory, tmp_path, floats, monkeypatch):
     """All that is not attention: the head, the trunk, the edges, the frequencies, the stages."""
-    monkeypatch.setattr("engine.guide.GUIDE_PX", 48)
+    monkeypatch.setattr("engine.guide.GUIDE_PX", 24)
     runner = runner_of(random_model(tmp_path_factory.mktemp("plain"), replace(TINY, fusion=False)))
     pixels = FloatPicture(picture(61, 101).astype(np.float32) / 255)
     missing = holes(61, 101) if with_mask else None
@@ -208,7 +208,7 @@ def test_convolutions_are_equal_bit_for_bit(scale, with_mask, tmp_path_factory, 
 
 @pytest.mark.parametrize("model", ["random_tiny", "random_lite", "default"])
 def test_attention_is_equal_to_a_ten_thousandth(model, request, tmp_path, floats, monkeypatch):
-    monkeypatch.setattr("engine.guide.GUIDE_PX", 48)
+    monkeypatch.setattr("engine.guide.GUIDE_PX", 24)
     runner = runner_of(request.getfixturevalue(model))
     pixels, missing = FloatPicture(picture(61, 101).astype(np.float32) / 255), holes(61, 101)
     whole = drawn(pixels, missing, runner, 2, Tiling(128, 128, 1), tmp_path)
@@ -234,7 +234,7 @@ BOXES = [Box(0, 0, 1, 1), Box(13, 29, 50, 96), Box(63, 64, 66, 65), Box(7, 1, 77
 
 @pytest.mark.parametrize("scale", [1, 2, 8])
 def test_a_box_is_those_pixels_of_the_whole(scale, random_tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.guide.GUIDE_PX", 48)
+    monkeypatch.setattr("engine.guide.GUIDE_PX", 24)
     pixels, missing = picture(77, 100), holes(77, 100)
     made = renderer(pixels, missing, runner_of(random_tiny), scale, Tiling(64, 32, 2), tmp_path)
     whole = made.draw(Box(0, 0, 77, 100))

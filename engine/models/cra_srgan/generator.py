@@ -4,6 +4,9 @@ Two halves (see `guide` and `local`), joined by what the guide leaves for every 
 that looks at a whole tile at once, batch normalisation, Fourier transforms.
 """
 
+from typing import Self
+
+import torch
 from torch import nn
 
 from engine.models.cra_srgan.config import Config
@@ -24,6 +27,11 @@ class CraSrgan(nn.Module):
         self.config = config
         self.guide = GlobalHalf(config)
         self.local = LocalHalf(config, padding=padding)
+
+    def on(self, device: torch.device) -> Self:
+        """This network itself, moved to a device and laid out channels-last."""
+        self.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return self
 
     def context_px(self, scale: int) -> int:
         """Input pixels around a tile that its output at `scale` depends on; a sum over the layers."""

@@ -49,7 +49,9 @@ def contrast(picture: Tensor, missing: Tensor, factor: int) -> Tensor:
     return ((square - mean**2).clamp(min=0) * (known > 0)).mean(1, keepdim=True)
 
 
-def balanced(rows: AttentionRows, variance: Tensor, share: Tensor, fill: Callable[[Tensor, Tensor], Tensor]) -> AttentionRows:
+def balanced(
+    rows: AttentionRows, variance: Tensor, share: Tensor, fill: Callable[[Tensor, Tensor], Tensor]
+) -> AttentionRows:
     """Rows whose weights give each damaged cell the contrast of its surroundings.
 
     A weighted mean of k unrelated residuals loses contrast by about the root of k, and a smooth fill prefers smooth

@@ -7,13 +7,14 @@ tiles become exact. `"same"` layers pad and consume none: that is how crops are 
 parameters. `margin_px` is the number of pixels a layer consumes per side, so a network's context is a sum over layers.
 """
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Padding = Literal["valid", "same"]
+Layer = TypeVar("Layer", bound=nn.Conv2d)
 
 
 def crop(x: Tensor, margin_px: int) -> Tensor:
@@ -41,11 +42,11 @@ class Conv(nn.Conv2d):
     ) -> None:
         reach = dilation * (size // 2)
         pad = reach if padding == "same" else 0
-        super().__init__(inputs, outputs, size, padding=pad, dilation=dilation, groups=groups)
+        super().__init__(inputs, outputs, size, padding=pad, dilation=dilation, groups=groups)  # pyright: ignore[reportUnknownMemberType]
         self.margin_px = reach - pad
 
 
-def zero_(layer: nn.Conv2d) -> nn.Conv2d:
+def zero_(layer: Layer) -> Layer:
     """`layer` with all parameters zero: a branch that starts as nothing."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
@@ -70,8 +71,9 @@ class ResidualGroup(nn.Sequential):
     """Residual blocks in a row."""
 
     def __init__(self, channels: int, blocks: int, *, padding: Padding) -> None:
-        super().__init__(*(ResidualBlock(channels, padding=padding) for _ in range(blocks)))
-        self.margin_px = sum(block.margin_px for block in self)  # pyright: ignore[reportAttributeAccessIssue,reportUnknownMemberType,reportUnknownVariableType,reportArgumentType,reportUnknownArgumentType]
+        layers = [ResidualBlock(channels, padding=padding) for _ in range(blocks)]
+        super().__init__(*layers)
+        self.margin_px = sum(layer.margin_px for layer in layers)
 
 
 class GatedConv(nn.Module):

@@ -29,11 +29,15 @@ from engine.models.cra_srgan.layers import (
 
 
 class InpaintHead(nn.Module):
-    """The scale-1 output: refines the fill at the picture's own resolution, inside holes only."""
+    """The scale-1 output: refines the fill at the picture's own resolution, inside holes only.
+
+    The aggregated residual is added behind the network, which does not see it: a distortion loss would teach it to
+    take borrowed texture away again.
+    """
 
     def __init__(self, config: Config, *, padding: Padding) -> None:
         super().__init__()
-        inputs = 3 + 1 + 3 + 1 + config.guide_channels
+        inputs = 3 + 1 + 1 + config.guide_channels
         self.enter = Conv(inputs, config.head_channels, padding=padding)
         self.blocks = ResidualGroup(config.head_channels, config.head_blocks, padding=padding)
         self.leave = zero_(Conv(config.head_channels, 3, padding=padding))
@@ -44,12 +48,11 @@ class InpaintHead(nn.Module):
 
         base: the guide's fill, enlarged; detail: the aggregated residual, already weighted; guide: (B, G, H, W).
         """
-        filled = base + detail
-        composite = torch.where(missing > 0, filled, pixels)
-        ratio = guide[:, -1:]
-        features = self.enter(torch.cat([composite, missing, detail, ratio, guide[:, :-1]], 1))
+        composite = torch.where(missing > 0, base, pixels)
+        features = self.enter(torch.cat([composite, missing, guide[:, -1:], guide[:, :-1]], 1))
         residual = self.leave(self.blocks(F.relu(features)))
-        return torch.where(centre(missing, residual) > 0, centre(filled, residual) + residual, centre(pixels, residual))
+        filled = centre(base, residual) + centre(detail, residual) + residual
+        return torch.where(centre(missing, residual) > 0, filled, centre(pixels, residual))
 
 
 class Trunk(nn.Module):
@@ -213,7 +216,10 @@ class LocalHalf(nn.Module):
         """The picture at x2, x4 ... x(2 ** levels); only the last is free of margin."""
         margins = self.stage_margins(levels)
         have_px = self.decode_margin_px(levels)
-        features, picture = crop(features, have_px - margins[0].features_px), crop(picture, have_px - margins[0].picture_px)
+        features, picture = (
+            crop(features, have_px - margins[0].features_px),
+            crop(picture, have_px - margins[0].picture_px),
+        )
         pictures: list[Tensor] = []
         for index in range(levels):
             stage, output = self.stage(index), margins[index + 1]

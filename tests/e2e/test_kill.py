@@ -1,0 +1,205 @@
+"""Kill `engine restore` anywhere: the next run ends with the same bytes and computes no recorded shard again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.networks import TINY, random_checkpoint
+
+JOB = Path(__file__).with_name("kill_job.py")
+REPOSITORY = Path(__file__).parents[2]
+NUM_MOMENTS = 20
+KILLED = -signal.SIGKILL
+
+
+class JobServer:
+    """Runs the jobs of kill_job.py; exit statuses are negative for signals."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def run(
+        self, arguments: list[str], notes: Path, *, failpoint: str | None = None, kill_after_s: float | None = None
+    ) -> tuple[int, float]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        order = {"arguments": arguments, "notes": str(notes), "failpoint": failpoint, "kill_after_s": kill_after_s}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        status, seconds = json.loads(self._process.stdout.readline())
+        return status, seconds
+
+
+@dataclass
+class Scene:
+    """One job and what an undisturbed run of it makes."""
+
+    server: JobServer
+    arguments: list[str]
+    undisturbed: dict[str, bytes]
+    num_shards: int
+    seconds: float
+
+    def run(self, out: Path, **options: object) -> int:
+        notes = out.with_name(out.name + ".notes")
+        return self.server.run([*self.arguments, "--out", str(out)], notes, **options)[0]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[JobServer]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(
+        [sys.executable, str(JOB)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        yield JobServer(process)
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """In memory where that is possible: a killed process leaves the same behind, and fsync costs nothing."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as name:
+        yield Path(name)
+
+
+def scene_of(server: JobServer, folder: Path, arguments: list[str]) -> Scene:
+    scene = Scene(server, arguments, {}, 0, 0.0)
+    out = folder / "undisturbed"
+    _, scene.seconds = server.run([*arguments, "--out", str(out)], out.with_name("undisturbed.notes"))
+    assert (out / "a.zarr").is_dir(), (folder / "undisturbed.notes.log").read_text()
+    scene.undisturbed = objects(out)
+    scene.num_shards = len(computed(out))
+    return scene
+
+
+@pytest.fixture(scope="module")
+def scene(server, folder) -> Scene:
+    rng = np.random.default_rng(0)
+    image, mask = folder / "a.png", folder / "m.png"
+    missing = np.zeros((60, 130), np.uint8)
+    missing[20:35, 40:90] = 255
+    cv2.imwrite(str(image), rng.integers(0, 256, (60, 130, 3), dtype=np.uint8))
+    cv2.imwrite(str(mask), missing)
+    model = random_checkpoint(folder, TINY)
+    options = ["--mask", str(mask), "--scale", "2", "--model", str(model)]
+    made = scene_of(server, folder, ["restore", str(image), *options, "--format", "ome-zarr", "--format", "png"])
+    assert made.num_shards >= 10
+    return made
+
+
+@pytest.fixture
+def out(folder) -> Iterator[Path]:
+    yield folder / "out"
+    for path in folder.glob("out*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def objects(out: Path) -> dict[str, bytes]:
+    """Every file that a finished run leaves."""
+    files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    files.pop("a.zarr/_engine/lock", None)  # empty; stays when the process is killed right after the rename
+    return files
+
+
+def computed(out: Path) -> list[str]:
+    notes = out.with_name(out.name + ".notes")
+    return notes.read_text().split() if notes.exists() else []
+
+
+def recorded(out: Path) -> set[str]:
+    return {json.loads(path.read_bytes())["key"] for path in out.glob("a*.zarr/_engine/ledger/*/*.json")}
+
+
+def check_rerun(scene: Scene, out: Path) -> None:
+    """Runs the interrupted job again and checks every promise."""
+    finished, before = recorded(out), len(computed(out))
+    assert scene.run(out) == 0, out.with_name(out.name + ".notes.log").read_text()
+    again = computed(out)[before:]
+    assert len(again) == len(set(again))
+    assert set(again).isdisjoint(finished)
+    assert len(finished) + len(again) == scene.num_shards
+    assert objects(out) == scene.undisturbed
+    assert not list(out.rglob("*.partial"))
+    assert not list(out.glob("*.inprogress.zarr"))
+
+
+FAILPOINTS = [
+    *(("temp-write", n) for n in (1, 2, 6, 15)),
+    *(("fsync", n) for n in (1, 4, 11)),
+    *(("rename", n) for n in (1, 2, 5, 10, 25)),
+    *(("record", n) for n in (1, 2, 9, 20)),
+    *(("publish", n) for n in (1, 2)),
+]
+
+
+@pytest.mark.parametrize(("name", "occurrence"), FAILPOINTS, ids=[f"{name}-{n}" for name, n in FAILPOINTS])
+def test_a_kill_at_every_named_place(name, occurrence, scene, out):
+    assert scene.run(out, failpoint=f"{name}:{occurrence}:kill") == KILLED
+    check_rerun(scene, out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_kills_at_moments_spread_over_a_job(scene, folder, out):
+    """Each kill hits a job of its own; at least some must have hit before, and some after, the first record."""
+    progress = []
+    for moment in range(NUM_MOMENTS):
+        scene.run(out, kill_after_s=scene.seconds * (moment + 0.5) / NUM_MOMENTS)
+        progress.append(len(recorded(out)))
+        check_rerun(scene, out)
+        for path in folder.glob("out*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert len(set(progress)) >= 3, progress
+
+
+def test_one_job_killed_again_and_again(scene, out):
+    """Killed at every third record until it is through: no kill costs more than the shard it hit."""
+    kills = 0
+    while scene.run(out, failpoint="record:4:kill") == KILLED:
+        kills += 1
+        assert len(recorded(out)) >= kills
+        assert kills <= scene.num_shards
+    assert kills >= 3
+    assert len(computed(out)) <= scene.num_shards + 2 * kills  # the shard in the writer, and the next one
+    assert objects(out) == scene.undisturbed
+
+
+def test_a_black_picture_resumes_as_done(server, folder, out):
+    """Zarr takes a chunk of zeros for one that is not there; a finished black shard must count as finished."""
+    image = folder / "black" / "a.png"
+    image.parent.mkdir()
+    cv2.imwrite(str(image), np.zeros((130, 200, 3), np.uint8))
+    scene = scene_of(server, image.parent, ["restore", str(image), "--format", "ome-zarr", "--model", model_of(folder)])
+    assert scene.run(out, failpoint="record:9:kill") == KILLED
+    assert len(recorded(out)) >= 4
+    check_rerun(scene, out)
+    before = len(computed(out))
+    assert scene.run(out) == 0
+    assert len(computed(out)) == before
+
+
+def model_of(folder: Path) -> str:
+    return str(random_checkpoint(folder, TINY))
+
+
+def test_a_parameter_that_changes_pixels_never_mixes(scene, out):
+    """Two plans in one folder: the killed one's work stays, and is of no use to the other."""
+    assert scene.run(out, failpoint="record:8:kill") == KILLED
+    halves = recorded(out)
+    boxed = Scene(scene.server, [*scene.arguments, "--box", "0,0,60,129"], {}, 0, 0.0)
+    before = len(computed(out))
+    assert boxed.run(out) == 0
+    assert set(computed(out)[before:]) >= halves  # computed anew, none taken over
+    assert len(list(out.glob("*.inprogress.zarr"))) == 1

@@ -1,0 +1,91 @@
+"""One step per task: the loss falls, and a stage touches only what it trains."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from engine.models.cra_srgan.generator import CraSrgan
+from engine.train.dataset import Pictures, damaged_batch, scale_batch
+from engine.train.recipes import RECIPES
+from engine.train.stages import GLOBAL, LOCAL, LossWeights
+from engine.train.step import inpainting_loss, joint_loss, super_resolution_loss
+from tests.networks import TINY
+
+WEIGHTS = LossWeights(pixel=1.0, edge=0.1, frequency=0.1)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Pictures:
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed in range(2):
+        noise = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{seed}.png"), cv2.resize(noise, (192, 192), interpolation=cv2.INTER_CUBIC))
+    return Pictures([folder], min_side_px=64)
+
+
+def losses_of(task: str, network: CraSrgan, pictures: Pictures):
+    """A function without arguments: the loss on one fixed batch."""
+    if task == "super-resolution":
+        batch = scale_batch(pictures, seed=(1,), batch=2, low_px=16, levels=2)
+        return lambda: super_resolution_loss(network, batch, WEIGHTS)
+    levels = 1 if task == "joint" else 0
+    damaged = damaged_batch(pictures, seed=(1,), batch=2, guide_px=32, factor=2, window_px=32, levels=levels)
+    loss = joint_loss if task == "joint" else inpainting_loss
+    return lambda: loss(network, damaged, WEIGHTS, 32)
+
+
+@pytest.mark.parametrize("task", ["inpainting", "super-resolution", "joint"])
+def test_the_loss_falls_on_one_batch(task, pictures):
+    network = CraSrgan(TINY, padding="same")
+    loss_of = losses_of(task, network, pictures)
+    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+    found = []
+    for _ in range(25):
+        optimiser.zero_grad()
+        loss, logs = loss_of()
+        loss.backward()
+        optimiser.step()
+        found.append(float(loss.detach()))
+        assert all(np.isfinite(value) for value in logs.values())
+    assert min(found[-3:]) < 0.9 * found[0]
+
+
+@pytest.mark.parametrize(("task", "prefixes"), [("inpainting", GLOBAL), ("super-resolution", LOCAL), ("joint", ("",))])
+def test_a_task_reaches_the_parameters_that_its_stage_trains(task, prefixes, pictures):
+    """And no others: what a stage does not train gets no slope from a loss it cannot see, or is left alone by it."""
+    network = CraSrgan(TINY, padding="same")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.02)  # zero last layers would hide what lies before them
+    loss, _ = losses_of(task, network, pictures)()
+    loss.backward()
+    reached = {name for name, p in network.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    wanted = {name for name, _ in network.named_parameters() if name.startswith(prefixes)}
+    levels = 1 if task == "joint" else 2
+    deepest = {name for name in wanted if name.startswith(tuple(f"local.stages.{i}." for i in range(levels, 4)))}
+    unused = {"local.null_guide"} if task == "joint" else set()  # used where no guide is given
+    unused |= {name for name in wanted if ".grow." in name}
+    assert wanted - deepest - unused <= reached
+    if task == "super-resolution":
+        assert reached <= wanted
+
+
+def test_parameters_belong_to_exactly_one_half():
+    for config in (TINY, replace(TINY, fusion=False, edge=False, frequency=False)):
+        for name, _ in CraSrgan(config).named_parameters():
+            assert name.startswith(GLOBAL) != name.startswith(LOCAL), name
+
+
+@pytest.mark.parametrize("recipe", [make() for make in RECIPES.values()], ids=list(RECIPES))
+def test_recipes_are_whole(recipe):
+    assert sum(stage.budget_share for stage in recipe.stages) == pytest.approx(1)
+    for stage in recipe.stages:
+        assert sum(draw.probability for draw in stage.draws) == pytest.approx(1)
+        assert all(draw.side_px % 8 == 0 for draw in stage.draws)
+        assert all(draw.levels <= len(recipe.model.stage_channels) for draw in stage.draws)
+        names = [name for name, _ in CraSrgan(recipe.model).named_parameters()]
+        assert any(name.startswith(stage.trains) for name in names)
