@@ -65,8 +65,9 @@ def main() -> None:
     made = [(example, *run(example, restorer)) for example in EXAMPLES]
     print(f"\nThree photographs in {time.monotonic() - started:.0f} s:")
     for example, receipt, seconds, sheet in made:
+        found = ", found finished" if receipt.shards_reused == receipt.shards_total else ""
         print(
-            f"\n{example.name}, x{example.scale}: restored in {receipt.seconds:.1f} s, with its sheet {seconds:.1f} s"
+            f"\n{example.name}, x{example.scale}: {receipt.seconds:.1f} s{found}; {seconds:.1f} s with damage and sheet"
         )
         print(f"  damaged       {damaged_path(example)}, mask {mask_path(example)}")
         for path in receipt.outputs:

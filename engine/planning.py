@@ -198,8 +198,8 @@ def resolved_precision(precision: str) -> str:
 
 
 def disk_bytes(source: Source, grid: Grid, *, has_mask: bool, num_formats: int) -> int:
-    """Upper bound: the canvas uncompressed, each export as large and one on its way, the staged input and mask, residuals
-    of 30 % holes."""
+    """Upper bound: the canvas uncompressed, as much again for each export and one on its way, input and mask staged,
+    residuals of 30 % holes."""
     item = 1 if source.dtype == "uint8" else 2
     staged = source.size.num_pixels * (source.channels * item + (2 if has_mask else 0))
     detail = int(0.3 * source.size.num_pixels * 6) if has_mask else 0

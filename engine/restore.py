@@ -3,22 +3,18 @@
 Nothing is written before the plan holds, and nothing has its final name before every shard is checked.
 """
 
-import glob
-import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import InputError, OutputExists
+from engine.errors import InputError
 from engine.geometry import Box, Size
 from engine.guide import make_guide
 from engine.image import ArrayPicture, ImageInfo, Pixels, Source, decode, probe
@@ -34,11 +30,12 @@ from engine.planning import (
     render_scale,
     resolved_precision,
 )
+from engine.receipt import Job, Receipt, is_finished, plan_id_of, refuse_taken, tidy, write_receipt
 from engine.render import Renderer, Tiling
 from engine.resample import resample_area
 from engine.residual import aggregate
-from engine.store import digest_of, make_folders, storage_errors, write_atomic
-from engine.tiling.canvas import Canvas, stored_plan
+from engine.store import digest_of, make_folders, storage_errors
+from engine.tiling.canvas import Canvas
 from engine.tiling.execute import ShardEnd, run
 from engine.tiling.export import SUFFIX, check_format, export
 from engine.tiling.grid import ShardKey
@@ -46,33 +43,6 @@ from engine.tiling.plan import Plan, validate
 from engine.tiling.pyramid import HalveShard
 
 Progress = Callable[[ShardEnd, Plan], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One picture to restore, and where to."""
-
-    image: Path
-    mask: Path | None
-    out: Path
-    name: str
-    """Outputs are `out/name.zarr`, `out/name.png` ..."""
-    formats: tuple[str, ...]
-    replace: bool = False
-    max_pixels: int = 1 << 30
-    """Refused above this many input pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What became of one picture."""
-
-    plan_id: str
-    outputs: tuple[Path, ...]
-    seconds: float
-    shards_total: int
-    shards_done: int
-    shards_reused: int
 
 
 class Restorer:
@@ -107,12 +77,12 @@ class Restorer:
         plan, tiling, info = self.plan(job, request)
         targets = {name: job.out / f"{job.name}{SUFFIX[name]}" for name in job.formats}
         done = reused = plan.grid.num_shards
-        if not _is_finished(plan, targets, job):
-            _refuse_taken(plan, targets, job)
+        if not is_finished(plan, targets, job):
+            refuse_taken(plan, targets, job)
             published = job.out / f"{job.name}{SUFFIX['ome-zarr']}"
-            if _plan_id(published) == plan.plan_id:  # made earlier; another format is wanted now
+            if plan_id_of(published) == plan.plan_id:  # made earlier; another format is wanted now
                 _export(Canvas.load(published), targets, info)
-                _write_receipt(plan, targets, job)
+                write_receipt(plan, targets, job)
             else:
                 validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
                 done, reused = self._make(plan, job, request, info, tiling, targets, progress)
@@ -134,14 +104,14 @@ class Restorer:
             make_folders(job.out)
         done = reused = 0
         with Canvas.open(plan, job.out) as canvas:
-            _tidy(job, targets)
+            tidy(job, targets)
             for end in run(canvas, canvas.grid.all_keys(), _Work(self, canvas, job, request, info, tiling)):
                 done += 1
                 reused += end.reused
                 if progress is not None:
                     progress(end, plan)
             _export(canvas, targets, info)
-            _write_receipt(plan, targets, job)
+            write_receipt(plan, targets, job)
             if "ome-zarr" in targets:
                 canvas.publish(targets["ome-zarr"], replace=job.replace)
             else:
@@ -261,71 +231,6 @@ def _export(canvas: Canvas, targets: dict[str, Path], info: ImageInfo) -> None:
                 path=path,
                 icc=info.icc,
                 resolution_px_per_mm=info.resolution_px_per_mm,
-            )
-
-
-def _receipt_path(job: Job) -> Path:
-    return job.out / f"{job.name}.json"
-
-
-def _write_receipt(plan: Plan, targets: dict[str, Path], job: Job) -> None:
-    """What was made, from what, and how large it is; a picture is finished when this and all it names are there."""
-    outputs = {
-        name: {"file": path.name, "bytes": None if name == "ome-zarr" else path.stat().st_size}
-        for name, path in targets.items()
-    }
-    receipt = {"input": job.image.name, "plan_id": plan.plan_id, "plan": plan.to_json(), "outputs": outputs}
-    write_atomic(_receipt_path(job), json.dumps(receipt, indent=2).encode())
-
-
-def _receipt(job: Job) -> dict[str, Any]:
-    try:
-        return json.loads(_receipt_path(job).read_bytes())
-    except (OSError, ValueError):
-        return {}
-
-
-def _is_finished(plan: Plan, targets: dict[str, Path], job: Job) -> bool:
-    """Whether an earlier run of this very plan made every output that is asked for, and they still are there."""
-    receipt = _receipt(job)
-    if receipt.get("plan_id") != plan.plan_id:
-        return False
-    for name, path in targets.items():
-        if name not in receipt["outputs"]:
-            return False
-        if name == "ome-zarr" and _plan_id(path) != plan.plan_id:
-            return False
-        if name != "ome-zarr" and not (path.is_file() and path.stat().st_size == receipt["outputs"][name]["bytes"]):
-            return False
-    shutil.rmtree(plan.working_folder(job.out), ignore_errors=True)  # left where a run ended behind its receipt
-    _tidy(job, targets)
-    return True
-
-
-def _tidy(job: Job, targets: dict[str, Path]) -> None:
-    """Removes what a killed run left half-written beside the outputs."""
-    for path in (*targets.values(), _receipt_path(job)):
-        for partial in job.out.glob(f"{glob.escape(path.name)}.*.partial"):
-            partial.unlink(missing_ok=True)
-
-
-def _plan_id(folder: Path) -> str | None:
-    plan = stored_plan(folder)
-    return None if plan is None else plan.plan_id
-
-
-def _refuse_taken(plan: Plan, targets: dict[str, Path], job: Job) -> None:
-    """Refuses to write over the input, or over what another plan or another program made."""
-    ours = plan.working_folder(job.out).exists() or _receipt(job).get("plan_id") == plan.plan_id
-    for name, path in targets.items():
-        if path.exists() and any(path.samefile(own) for own in (job.image, job.mask) if own is not None):
-            raise OutputExists(f"{path}: the output would replace its own input; choose another --out")
-        if job.replace or not os.path.lexists(path):
-            continue
-        if _plan_id(path) != plan.plan_id if name == "ome-zarr" else not ours:
-            raise OutputExists(
-                f"{path}: holds the work of another plan, not of {plan.plan_id[:16]}; choose another --out, "
-                "or give --replace to build beside it and swap"
             )
 
 

@@ -1,5 +1,6 @@
 """Networks whose every parameter was drawn at random, so that no part of them is silent."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,8 +24,8 @@ TINY = Config(
 )
 """Every module of the generator in a few thousand parameters."""
 
-RESIDUAL_STD = 0.14
-"""Of what each stage adds to the bicubic base of a picture in [0, 1]."""
+STAGE_STD, HEAD_STD, GUIDE_STD = 0.14, 0.08, 0.04
+"""Of what each stage, the head and each network of the guide add to a picture in [0, 1]."""
 
 
 def random_network(config: Config, *, seed: int = 0) -> CraSrgan:
@@ -46,9 +47,13 @@ def random_network(config: Config, *, seed: int = 0) -> CraSrgan:
 
 def _calibrate(network: CraSrgan) -> None:
     """Scales the layers that leave the network in a run on noise: the rest of a network decides how loud they are."""
-    leaving = [network.guide.coarse.leave, network.guide.refine.leave, network.local.head.leave]
-    leaving += [network.local.stage(index).to_rgb for index in range(len(network.config.stage_channels))]
-    hooks = [layer.register_forward_hook(_scale_to_target) for layer in leaving]
+    leaving: list[tuple[nn.Module, float]] = [
+        (network.guide.coarse.leave, GUIDE_STD),
+        (network.guide.refine.leave, GUIDE_STD),
+        (network.local.head.leave, HEAD_STD),
+        *((network.local.stage(index).to_rgb, STAGE_STD) for index in range(len(network.config.stage_channels))),
+    ]
+    hooks = [layer.register_forward_hook(partial(_scale, std)) for layer, std in leaving]
     picture, share = torch.rand(1, 3, 64, 64), (torch.rand(1, 1, 64, 64) > 0.7).float()
     found = network.guide(picture, share)
     local = network.local
@@ -70,8 +75,8 @@ def _calibrate(network: CraSrgan) -> None:
         hook.remove()
 
 
-def _scale_to_target(layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-    factor = RESIDUAL_STD / output.std()
+def _scale(wanted_std: float, layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    factor = wanted_std / output.std()
     for parameter in layer.parameters():
         parameter.mul_(factor)
     return output * factor

@@ -1,4 +1,4 @@
-"""Golden pixels: what a plan of this `PIXEL_VERSION` has always given, to within the one level that processors differ by.
+"""Golden pixels: what a plan of this `PIXEL_VERSION` has always given, to the one level that processors differ by.
 
 A change that moves these pixels would mix with the work of finished archives: raise `PIXEL_VERSION`, say so in the
 changelog, then renew the file with `python -m tests.test_pixel_version`.

@@ -6,6 +6,8 @@ Convolutions run channels-last: in that layout, and for inputs of at least 32 px
 not depend on the input's size, which exact tiles need (tested).
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +25,17 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@contextmanager
+def _one_thread() -> Generator[None]:
+    """The global half cuts its sums by the number of threads; the local half does not (tested)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +75,10 @@ class TorchRunner:
     @torch.inference_mode()
     def global_pass(self, known_mean: Floats, share: Floats, variance: Floats) -> tuple[Floats, Floats, AttentionRows]:
         """(h, w, 3), (h, w) and (h, w) at guide size → fill (h, w, 3), features (h, w, G), balanced rows."""
-        found = self._network.guide(self._tensor(known_mean[None]), self._tensor(share[None]))
+        with _one_thread():
+            found = self._network.guide(self._tensor(known_mean[None]), self._tensor(share[None]))
+            rows = balanced(found.rows[0], self._tensor(variance[None]), self._tensor(share[None]), harmonic_fill)
         fill, features = (part[0].permute(1, 2, 0).float().cpu().numpy() for part in (found.fill, found.features))
-        rows = balanced(found.rows[0], self._tensor(variance[None]), self._tensor(share[None]), harmonic_fill)
         return np.ascontiguousarray(fill), np.ascontiguousarray(features), rows
 
     @torch.inference_mode()

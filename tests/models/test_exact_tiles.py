@@ -218,7 +218,11 @@ def test_attention_is_equal_to_a_ten_thousandth(model, request, tmp_path, floats
 
 @pytest.mark.parametrize("scale", [1, 4])
 def test_threads_change_nothing(scale, random_tiny, tmp_path):
+    """The number of processors is no part of the plan."""
     pixels, missing = picture(77, 90), holes(77, 90)
+    guides = [make_guide(ArrayPicture(pixels), array_mask(missing), runner_of(random_tiny, n)) for n in (1, 2)]
+    assert all(np.array_equal(getattr(guides[0], name), getattr(guides[1], name)) for name in ("fill", "features"))
+    assert torch.equal(guides[0].rows.weights, guides[1].rows.weights)
     try:
         one, two = (
             drawn(pixels, missing, runner_of(random_tiny, threads), scale, Tiling(64, 64, 1), tmp_path)
