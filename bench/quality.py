@@ -28,7 +28,7 @@ from engine.evaluate.metrics import gmsd, psnr, psnr_y, ssim_y
 from engine.geometry import Size
 from engine.models.checkpoint import find, with_numbers
 from engine.planning import Request
-from engine.restore import Restorer
+from engine.restoration import Restorer
 from engine.train.damage import LIGHT, MEDIUM, damage_mask
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}

@@ -26,7 +26,7 @@ from engine.geometry import Box, Size, ceil_div
 from engine.models.runner import TorchRunner
 from engine.planning import Request
 from engine.render import Tiling
-from engine.restore import Job, Restorer
+from engine.restoration import Job, Restorer
 from engine.train.damage import LIGHT, damage_mask
 
 SCALE, LEVELS = 16, 4

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from demo.sheet import Detail, make_sheet
 from engine.geometry import Box, Size
 from engine.planning import Request
-from engine.restore import Job, Receipt, Restorer
+from engine.restoration import Job, Receipt, Restorer
 from engine.tiling.execute import ShardEnd
 from engine.tiling.plan import Plan
 from engine.train import damage

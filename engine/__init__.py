@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.restore import restore as restore
+    from engine.restoration import restore as restore
 
 __all__ = ["restore"]
 __version__ = "0.1.0"
@@ -15,5 +15,5 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        return getattr(import_module("engine.restore"), name)
+        return getattr(import_module("engine.restoration"), name)
     raise AttributeError(f"module 'engine' has no attribute {name!r}")

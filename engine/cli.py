@@ -129,7 +129,7 @@ def restore(
 ) -> None:
     """Fill the holes of pictures and raise their detail."""
     from engine.console import Console, exit_code, find_pictures
-    from engine.restore import Job, Restorer
+    from engine.restoration import Job, Restorer
 
     with _typed_errors():
         request = _request(scale, long_side, box, precision, max_memory)
@@ -165,7 +165,7 @@ def plan(
     """Say what a restoration would take, and write nothing."""
     from engine.console import describe_plan, find_pictures
     from engine.mask import find_mask
-    from engine.restore import Job, Restorer
+    from engine.restoration import Job, Restorer
     from engine.tiling.plan import validate
 
     with _typed_errors():

@@ -21,7 +21,7 @@ from engine.mask import find_mask
 from engine.models.card import Card
 from engine.planning import Request, halo_cost, network_operations
 from engine.render import Tiling
-from engine.restore import Job, Receipt, Restorer
+from engine.restoration import Job, Receipt, Restorer
 from engine.tiling.execute import ShardEnd
 from engine.tiling.plan import Plan
 

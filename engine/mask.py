@@ -86,7 +86,8 @@ def read_mask(path: Path, *, size: Size, scratch: Path) -> Mask:
 def find_mask(option: Path | str, *, image: Path) -> Path | None:
     """The mask file that an option means for one picture; None for none.
 
-    A folder is searched for the name of the picture, its stem with any suffix and `<stem>.mask.<suffix>`, in order.
+    A folder is searched for `<stem>.mask.<suffix>`; one that is not the picture's own then for the name of the picture
+    and for its stem with any suffix.
     Raises MaskUnavailable where there is no such file or more than one of the same rank.
     """
     if option == "none":
@@ -99,7 +100,9 @@ def find_mask(option: Path | str, *, image: Path) -> Path | None:
     if not option.is_dir():
         raise MaskUnavailable(f"{image}: the mask {option} does not exist. Give a file, a folder or none.")
     suffixes = [suffix for suffixes in SUFFIXES.values() for suffix in suffixes]
-    ranks = ([image.name], [image.stem + s for s in suffixes], [f"{image.stem}.mask{s}" for s in suffixes])
+    ranks = [[f"{image.stem}.mask{s}" for s in suffixes]]
+    if not _same_file(option, image.parent):  # beside the picture, a file of its name is another picture
+        ranks += [[image.name], [image.stem + s for s in suffixes]]
     for names in ranks:
         found = [option / name for name in names if (option / name).is_file() and not _same_file(option / name, image)]
         if len(found) > 1:

@@ -1,7 +1,8 @@
 """From a request and a header to a plan: sizes, tile shapes, memory and disk, before a pixel is read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
@@ -14,7 +15,7 @@ from engine.models.cra_srgan.local import LocalHalf
 from engine.render import Tiling
 from engine.resample import source_box
 from engine.residual import WORKING_SET_BYTES
-from engine.tiling.grid import Grid
+from engine.tiling.grid import Grid, ShardKey
 from engine.tiling.plan import Plan, canvas_bytes
 
 PIXEL_VERSION = 1
@@ -23,8 +24,8 @@ PIXEL_VERSION = 1
 MAX_SIDE_PX = 1 << 20
 MAX_TILE_PX = 512
 MIN_TILE_PX = 64
-DRAWN_SIDE_PX = 2048
-"""Output pixels a side that the network enlarges at once: one shard."""
+DRAWN_SIDE_PX = {1: 512, 2: 1024, 4: 1024, 8: 2048, 16: 2048}
+"""Output pixels a side that the network draws at once: smaller where its wide layers work near the output's size."""
 
 PROCESS_BYTES = 700 << 20
 """The interpreter with torch and the libraries, and what allocators keep."""
@@ -102,7 +103,7 @@ def tiling_for(request: Request, size: Size, card: Card, channels: int, dtype: s
         raise PlanError(f"tiles of {widest} px: a multiple of {CraSrgan.ALIGN_PX}, at least {MIN_TILE_PX}, is needed")
     tile_px = widest
     while True:
-        tiling = Tiling(tile_px, min(tile_px, max(32, DRAWN_SIDE_PX // max(2, scale))), request.batch)
+        tiling = Tiling(tile_px, min(tile_px, DRAWN_SIDE_PX[scale] // scale), request.batch)
         needed = memory_bytes(card, tiling, scale, channels, dtype)
         limit = request.max_memory_bytes
         if limit is None or needed <= limit:
@@ -126,7 +127,7 @@ def memory_bytes(card: Card, tiling: Tiling, scale: int, channels: int, dtype: s
         encoded = (tiling.tile_px + 2 * local.encode_margin_px(levels)) ** 2 * 4 * 5 * config.trunk_channels
         kept = (tiling.tile_px + 2 * local.decode_margin_px(levels)) ** 2 * 4 * config.stage_channels[0]
         widest = max(head, encoded, kept + tiling.batch * _decode_bytes(config.stage_channels, local, tiling, levels))
-    shard = 3 * DRAWN_SIDE_PX**2 * channels * (1 if dtype == "uint8" else 2)
+    shard = 3 * Grid(Size(1, 1)).shard_px ** 2 * channels * (1 if dtype == "uint8" else 2)
     return PROCESS_BYTES + 4 * card.parameters + max(widest, 2 * WORKING_SET_BYTES) + shard
 
 
@@ -205,6 +206,17 @@ def disk_bytes(source: Source, grid: Grid, *, has_mask: bool, num_formats: int) 
     detail = int(0.3 * source.size.num_pixels * 6) if has_mask else 0
     exported = (num_formats + min(num_formats, 1)) * grid.size.num_pixels * source.channels * item
     return canvas_bytes(grid, source.channels, source.dtype) + exported + staged + detail
+
+
+def drawing_order(plan: Plan, tiling: Tiling) -> Iterator[ShardKey]:
+    """All shards, the full size first and there those of one tile together, so that each tile is encoded once."""
+    rows, columns = (ceil_div(side, plan.grid.shard_px) for side in (plan.size.h, plan.size.w))
+    across = max(1, tiling.tile_px * int(plan.parameters["scale"]) // plan.grid.shard_px)
+    for top, left in product(range(0, rows, across), range(0, columns, across)):
+        inside = product(range(top, min(top + across, rows)), range(left, min(left + across, columns)))
+        yield from (ShardKey(0, iy, ix) for iy, ix in inside)
+    for level in range(1, len(plan.grid.level_sizes)):
+        yield from plan.grid.keys(level)
 
 
 def halo_cost(card: Card, tiling: Tiling, scale: int) -> float:

@@ -51,6 +51,9 @@ def write_receipt(plan: Plan, targets: dict[str, Path], job: Job) -> None:
         name: {"file": path.name, "bytes": None if name == "ome-zarr" else path.stat().st_size}
         for name, path in targets.items()
     }
+    before = _receipt(job)
+    if before.get("plan_id") == plan.plan_id:  # formats asked for earlier stay finished
+        outputs = before["outputs"] | outputs
     receipt = {"input": job.image.name, "plan_id": plan.plan_id, "plan": plan.to_json(), "outputs": outputs}
     write_atomic(_receipt_path(job), json.dumps(receipt, indent=2).encode())
 

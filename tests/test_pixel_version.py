@@ -15,7 +15,7 @@ import torch
 from engine.models.checkpoint import save
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.planning import PIXEL_VERSION, Request
-from engine.restore import Restorer
+from engine.restoration import Restorer
 from tests.networks import TINY
 
 GOLDEN = Path(__file__).parent / "golden_pixels.json"

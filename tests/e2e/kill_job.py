@@ -17,7 +17,7 @@ import engine.guide
 import engine.planning
 from engine.cli import app
 from engine.console import Console  # noqa: F401  loaded here, once
-from engine.restore import _Work
+from engine.restoration import _Work
 from engine.tiling.grid import Grid, ShardKey
 
 

@@ -26,7 +26,7 @@ from engine.cli import app
 from engine.geometry import Box
 from engine.models.runner import TorchRunner
 from engine.planning import Request
-from engine.restore import Restorer
+from engine.restoration import Restorer
 from engine.tiling.canvas import Canvas
 from engine.tiling.grid import Grid
 from tests.networks import TINY, random_checkpoint

@@ -169,7 +169,9 @@ class FrequencyDecomposition(nn.Module):
         padded = edge_padded(features, self._pad)
         low = F.conv2d(padded, self.blur.to(padded.dtype), groups=features.shape[1])
         high = centre(features, low) - low
-        low_out = F.relu(self.low(low))
+        with torch.autocast(features.device.type, enabled=False):
+            # bf16 gradients of dilated convolutions come out as NaN now and then on CPUs (seen with torch 2.13)
+            low_out = F.relu(self.low(low.float())).to(low.dtype)
         high_out = centre(F.relu(self.high(high)), low_out)
         gate = torch.sigmoid(self.gate(torch.cat([low_out, high_out], 1)))
         return centre(features, low_out) + self.project(gate * low_out + (1 - gate) * high_out)

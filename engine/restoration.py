@@ -4,12 +4,10 @@ Nothing is written before the plan holds, and nothing has its final name before 
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +21,7 @@ from engine.models.checkpoint import for_degradation, load
 from engine.models.runner import TorchRunner
 from engine.planning import (
     Request,
+    drawing_order,
     drawn_box,
     make_plan,
     network_operations,
@@ -51,7 +50,7 @@ class Restorer:
     def __init__(self, *, model: str | None = None, degradation: str = "clean", precision: str = "auto") -> None:
         self.checkpoint = load(model or for_degradation(degradation))
         self._runner = TorchRunner(
-            self.checkpoint, precision=resolved_precision(precision), threads=os.cpu_count() or 1
+            self.checkpoint, precision=resolved_precision(precision), threads=len(os.sched_getaffinity(0))
         )
 
     def plan(self, job: Job, request: Request) -> tuple[Plan, Tiling, ImageInfo]:
@@ -105,7 +104,7 @@ class Restorer:
         done = reused = 0
         with Canvas.open(plan, job.out) as canvas:
             tidy(job, targets)
-            for end in run(canvas, canvas.grid.all_keys(), _Work(self, canvas, job, request, info, tiling)):
+            for end in run(canvas, drawing_order(plan, tiling), _Work(self, canvas, job, request, info, tiling)):
                 done += 1
                 reused += end.reused
                 if progress is not None:
@@ -263,12 +262,3 @@ def restore(
     found = None if mask is None else find_mask(Path(mask), image=path)
     job = Job(path, found, Path(out), path.stem, tuple(formats), replace)
     return restorer.restore(job, request)
-
-
-class _CallableModule(ModuleType):
-    """`engine.restore` names the function above and this module, and once loaded Python finds the module first."""
-
-    __call__ = staticmethod(restore)
-
-
-sys.modules[__name__].__class__ = _CallableModule
