@@ -157,13 +157,21 @@ def touch(*paths: Path) -> None:
 
 def test_find_mask_in_a_folder(tmp_path):
     image, masks = tmp_path / "in" / "a.b.jpg", tmp_path / "masks"
-    touch(image, masks / "a.b.mask.png", masks / "a.png")
-    assert find_mask(masks, image=image) == masks / "a.b.mask.png"
-    touch(masks / "a.b.tif")
+    touch(image, masks / "a.b.tif", masks / "a.png")
     assert find_mask(masks, image=image) == masks / "a.b.tif"
     touch(masks / "a.b.jpg")
     assert find_mask(masks, image=image) == masks / "a.b.jpg"
+    touch(masks / "a.b.mask.png")
+    assert find_mask(masks, image=image) == masks / "a.b.mask.png"
     assert find_mask(masks / "a.png", image=image) == masks / "a.png"
+
+
+def test_another_picture_of_the_same_stem_is_no_mask(tmp_path):
+    touch(tmp_path / "a.png", tmp_path / "a.jpg")
+    with pytest.raises(MaskUnavailable, match=r"a\.mask\.png"):
+        find_mask(tmp_path, image=tmp_path / "a.png")
+    touch(tmp_path / "a.mask.png")
+    assert find_mask(tmp_path, image=tmp_path / "a.png") == tmp_path / "a.mask.png"
 
 
 def test_a_picture_is_never_its_own_mask(tmp_path):
@@ -176,7 +184,7 @@ def test_a_picture_is_never_its_own_mask(tmp_path):
 
 
 def test_find_mask_says_what_is_wrong(tmp_path):
-    image = tmp_path / "a.jpg"
+    image = tmp_path / "in" / "a.jpg"
     assert find_mask("none", image=image) is None
     with pytest.raises(MaskUnavailable, match="damage detector; give --mask FILE or none"):
         find_mask("auto", image=image)

@@ -16,6 +16,7 @@ from engine.planning import (
     MAX_TILE_PX,
     MIN_TILE_PX,
     Request,
+    drawing_order,
     drawn_box,
     halo_cost,
     make_plan,
@@ -192,3 +193,22 @@ def test_larger_tiles_waste_less(scale, config):
     assert costs[-1] > 0
     four = network_operations(card, Tiling(128, 128, 1), Size(256, 256).scaled(scale), scale)
     assert four == pytest.approx(4 * network_operations(card, Tiling(128, 128, 1), Size(128, 128).scaled(scale), scale))
+
+
+@pytest.mark.parametrize(("h", "w", "scale"), [(1024, 1100, 16), (1300, 600, 8), (700, 900, 4), (50, 60, 2)])
+def test_each_tile_is_encoded_once_and_each_shard_drawn_once(h, w, scale):
+    plan, tiling = planned(Request(scale=scale), h=h, w=w)
+    keys = list(drawing_order(plan, tiling))
+    assert sorted(keys) == sorted(plan.grid.all_keys())
+    assert [key.level for key in keys] == sorted(key.level for key in keys)
+    side = tiling.tile_px * scale
+    tiles = [
+        (y, x)
+        for key in keys
+        if key.level == 0
+        for box in [plan.grid.box(key)]
+        for y in range(box.y0 // side, -(-box.y1 // side))
+        for x in range(box.x0 // side, -(-box.x1 // side))
+    ]
+    changes = [tile for before, tile in zip([None, *tiles], tiles, strict=False) if tile != before]
+    assert len(changes) == len(set(changes)), "a tile is left and taken up again"

@@ -460,6 +460,16 @@ def test_pictures_alone_leave_no_canvas(model, tmp_path):
     assert np.abs(read(out / "a.jpg").astype(int) - photo()).mean() < 5
 
 
+def test_a_format_made_earlier_stays_finished(model, tmp_path):
+    image, out = write(tmp_path / "a.png", photo()), tmp_path / "out"
+    arguments = (image, "--out", out, "--model", model, "--format")
+    for fmt in ("png", "tiff"):
+        assert restored(*arguments, fmt)[1][0]["shards_reused"] == 0
+    written = (out / "a.png").stat().st_mtime_ns
+    assert restored(*arguments, "png")[1][0]["shards_reused"] == 1
+    assert (out / "a.png").stat().st_mtime_ns == written
+
+
 @pytest.mark.parametrize(("fmt", "dtype", "channels"), [("jpeg", "uint16", 3), ("jpeg", "uint8", 4)])
 def test_a_format_that_cannot_hold_the_picture_is_refused(fmt, dtype, channels, model, tmp_path):
     image = write(tmp_path / "a.png", noise(20, 30, channels, dtype))
