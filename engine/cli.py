@@ -184,6 +184,7 @@ def plan(
 def train(
     data: Annotated[Path, typer.Option("--data", help="Folder of pictures under an open licence.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same folder resumes it.")],
+    data_licence: Annotated[str, typer.Option("--data-licence", help="Of the pictures, for the card.")],
     recipe: Annotated[str, typer.Option("--recipe", help="Name of the recipe.")] = "lite",
     stages: Annotated[
         list[str] | None, typer.Option("--stage", help="Only these stages, in the recipe's order.")
@@ -210,7 +211,7 @@ def train(
     torch.set_num_threads(threads)
     chosen = RECIPES[recipe]()
     with _typed_errors():
-        run = Run(chosen, data, out, budget or chosen.budget_s, device=device, start_from=start_from)
+        run = Run(chosen, data, out, budget or chosen.budget_s, data_licence, device=device, start_from=start_from)
         train_run(run, tuple(stages or ()))
         card = finish(run, threads=threads)
     typer.echo(f"{out / (recipe + '.safetensors')}: {card.parameters:,} parameters")

@@ -47,6 +47,8 @@ class Run:
     """Folder of training pictures; `photos` and `scenes` below it are told apart where they exist."""
     folder: Path
     budget_s: float
+    data_licence: str
+    """Of the pictures; goes on the card."""
     device: str = "cpu"
     start_from: Path | None = None
     """Weights (safetensors) that the first stage starts from."""
@@ -270,6 +272,12 @@ def finish(run: Run, *, threads: int) -> Card:
     if not weights:
         raise TrainingError(f"{run.folder}: 0 of {len(recipe.stages)} stages have weights; train one first")
     training: dict[str, Value] = {
+        "data": {
+            "pictures": {
+                stage.name: len(_pictures(run.data, stage)) for stage in recipe.stages if stage.name in history
+            },
+            "licence": run.data_licence,
+        },
         "recipe": recipe.name,
         "seed": recipe.seed,
         "stages": history,

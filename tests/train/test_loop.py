@@ -64,7 +64,7 @@ def _clock(monkeypatch):
 
 
 def run_of(data: Path, folder: Path, steps: int, **options: object) -> Run:
-    return Run(RECIPE, data, folder, 3 * steps * SECOND_PER_STEP, **options)  # type: ignore[arg-type]
+    return Run(RECIPE, data, folder, 3 * steps * SECOND_PER_STEP, "CC0", **options)  # type: ignore[arg-type]
 
 
 def never() -> bool:
@@ -125,6 +125,7 @@ def test_a_whole_run_ends_in_a_checkpoint_that_loads(data, tmp_path):
     loaded = load(str(tmp_path / "tiny.safetensors"))
     assert loaded.card == card
     assert loaded.card.config == TINY
+    assert card.training["data"]["licence"] == "CC0"
     assert {name: entry["steps"] for name, entry in card.training["stages"].items()} == {
         s.name: step_of(tmp_path, s.name) for s in RECIPE.stages
     }
