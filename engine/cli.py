@@ -59,8 +59,11 @@ def _parse_bytes(text: str) -> int:
     lowered = text.strip().lower()
     unit = next((u for u in sorted(units, key=len, reverse=True) if lowered.endswith(u)), "")
     try:
-        return int(float(lowered.removesuffix(unit)) * units.get(unit, 1))
-    except ValueError:
+        num_bytes = int(float(lowered.removesuffix(unit)) * units.get(unit, 1))
+        if num_bytes > 0:
+            return num_bytes
+        raise ValueError
+    except (ValueError, OverflowError):
         raise typer.BadParameter(f"{text!r} is not a size; write 4GB, 512MB or a number of bytes") from None
 
 

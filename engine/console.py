@@ -69,7 +69,8 @@ def find_pictures(inputs: Sequence[Path], out: Path | None) -> dict[str, Path]:
     doubled = next((name for name, count in names.items() if count > 1), None)
     if doubled is not None:
         raise PlanError(f"{doubled}: {names[doubled]} inputs have this name and would share 1 output; run them apart")
-    return {path.stem if stems[path.stem] == 1 else path.name: path for path in paths}
+    named = {path.stem if stems[path.stem] == 1 else path.name: path for path in paths}
+    return named if len(named) == len(paths) else {path.name: path for path in paths}
 
 
 class Console:

@@ -29,7 +29,7 @@ from engine.planning import (
     render_scale,
     resolved_precision,
 )
-from engine.receipt import Job, Receipt, is_finished, plan_id_of, refuse_taken, tidy, write_receipt
+from engine.receipt import Job, Receipt, announce, is_finished, plan_id_of, refuse_taken, tidy, write_receipt
 from engine.render import Renderer, Tiling
 from engine.resample import resample_area
 from engine.residual import aggregate
@@ -109,6 +109,7 @@ class Restorer:
                 reused += end.reused
                 if progress is not None:
                     progress(end, plan)
+            announce(canvas.scratch, targets)
             _export(canvas, targets, info)
             write_receipt(plan, targets, job)
             if "ome-zarr" in targets:

@@ -569,3 +569,40 @@ def test_bytes_do_not_depend_on_the_decoder_of_the_picture(model, tmp_path):
     )
     assert code == 0
     assert np.array_equal(read(tmp_path / "out" / "a.zarr"), read(tmp_path / "out" / "b.zarr"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.json"])
+def test_a_file_put_beside_finished_work_is_not_overwritten(name, model, tmp_path):
+    image, out = write(tmp_path / "a.png", photo()), tmp_path / "out"
+    assert restored(image, "--out", out, "--model", model, "--format", "tiff")[0] == 0
+    if name == "a.json":
+        (out / "a.tif").unlink()
+    (out / name).write_text("mine")
+    code, (line,) = restored(image, "--out", out, "--model", model, "--format", "png")
+    assert (code, line["reason"]) == (4, "output-exists")
+    assert (out / name).read_text() == "mine"
+
+
+def test_a_foreign_folder_survives_replace(model, tmp_path):
+    image, mine = write(tmp_path / "a.png", photo()), tmp_path / "out" / "a.zarr" / "mine"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    code, (line,) = restored(image, "--out", tmp_path / "out", "--model", model, "--replace")
+    assert (code, line["reason"]) == (4, "output-exists")
+    assert mine.read_text() == "mine"
+
+
+def test_a_receipt_that_is_none_stops_one_picture_only(model, tmp_path):
+    images = [write(tmp_path / f"{stem}.png", photo()) for stem in "ab"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.json").write_text("[1]")
+    code, lines = restored(*images, "--out", tmp_path / "out", "--model", model, "--format", "png")
+    assert [line["status"] for line in lines] == ["refused", "done"]
+    assert code == 4
+
+
+def test_no_picture_is_dropped_when_a_name_meets_a_kept_suffix(model, tmp_path):
+    images = [write(tmp_path / name, photo()) for name in ("a.png", "a.tif", "a.png.tif")]
+    code, lines = restored(*images, "--out", tmp_path / "out", "--model", model, "--format", "png")
+    assert code == 0
+    assert len({output for line in lines for output in line["outputs"]}) == 3
