@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine import __version__
-from engine.errors import EngineError, PlanError
+from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, PlanError
 from engine.geometry import Box
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Restore damaged pictures at any size.")
 model_app = typer.Typer(no_args_is_help=True, help="Checkpoints and their cards.")
 app.add_typer(model_app, name="model")
-
-EXIT_FAILED = 3
-EXIT_REFUSED = 4
 
 
 class Scale(StrEnum):

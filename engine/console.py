@@ -14,7 +14,7 @@ from typing import Self
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from engine.errors import EngineError, InputError, PlanError, UnreadableInput
+from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, InputError, PlanError, UnreadableInput
 from engine.header import SUFFIXES
 from engine.image import ImageInfo
 from engine.mask import find_mask
@@ -25,8 +25,6 @@ from engine.restoration import Job, Receipt, Restorer
 from engine.tiling.execute import ShardEnd
 from engine.tiling.plan import Plan
 
-EXIT_FAILED = 3
-EXIT_REFUSED = 4
 PLAIN_LINE_EVERY_S = 5.0
 PICTURE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 

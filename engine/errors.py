@@ -26,6 +26,9 @@ Every message names the file, gives both numbers and ends with the remedy. `code
 match it.
 """
 
+EXIT_FAILED = 3
+EXIT_REFUSED = 4
+
 
 class EngineError(ValueError):
     """A cause that a user can understand and act on."""

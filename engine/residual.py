@@ -66,11 +66,6 @@ class Detail:
         return np.memmap(self.path, np.float16, mode, shape=shape)
 
 
-def detail_bytes(num_damaged_cells: int, factor: int) -> int:
-    """Scratch space of `aggregate`, in bytes."""
-    return num_damaged_cells * (CELL_PX * factor) ** 2 * 3 * 2
-
-
 def aggregate(source: Source, mask: Mask, guide: Guide, scratch: Path) -> Detail:
     """Gather, weigh and store the residuals of every damaged cell. Raises StorageError when the disk is full."""
     rows = guide.rows
