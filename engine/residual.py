@@ -66,6 +66,11 @@ class Detail:
         return np.memmap(self.path, np.float16, mode, shape=shape)
 
 
+def detail_bytes(num_damaged_cells: int, factor: int) -> int:
+    """Scratch space of `aggregate`, in bytes."""
+    return num_damaged_cells * (CELL_PX * factor) ** 2 * 3 * 2
+
+
 def aggregate(source: Source, mask: Mask, guide: Guide, scratch: Path) -> Detail:
     """Gather, weigh and store the residuals of every damaged cell. Raises StorageError when the disk is full."""
     rows = guide.rows
@@ -106,7 +111,7 @@ def _residual(source: Source, mask: Mask, guide: Guide, box: Box) -> Floats:
 
 def _allocate(detail: Detail) -> None:
     """The whole file, on the disk: a full disk must be an error here, not a fault in a mapped page."""
-    num_bytes = detail.num_cells * detail.cell_px**2 * 3 * 2
+    num_bytes = detail_bytes(detail.num_cells, detail.cell_px // CELL_PX)
     with storage_errors(detail.path, needed_bytes=num_bytes), detail.path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, num_bytes)
 
