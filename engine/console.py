@@ -100,7 +100,8 @@ class Console:
             self._bar.stop()
 
     def say(self, line: str) -> None:
-        """One line on stderr."""
+        """One line on stderr; what a name holds beside letters is shown escaped, not obeyed by the terminal."""
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
         self._rich.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def run(self, job: Job, mask: str, *, request: Request, restorer: Restorer) -> End:

@@ -84,6 +84,14 @@ class Box:
             round_up(self.x1, align_px),
         )
 
+    def halves(self) -> "tuple[Box, Box]":
+        """The box cut across its longer side."""
+        if self.size.h >= self.size.w:
+            middle = (self.y0 + self.y1) // 2
+            return Box(self.y0, self.x0, middle, self.x1), Box(middle, self.x0, self.y1, self.x1)
+        middle = (self.x0 + self.x1) // 2
+        return Box(self.y0, self.x0, self.y1, middle), Box(self.y0, middle, self.y1, self.x1)
+
     def intersection(self, other: "Box") -> "Box":
         return Box(max(self.y0, other.y0), max(self.x0, other.x0), min(self.y1, other.y1), min(self.x1, other.x1))
 

@@ -22,6 +22,7 @@ from engine import vips
 from engine.errors import InputError, ModelError, TooManyPixels, UnreadableInput, UnsupportedInput
 from engine.geometry import Box, Size
 from engine.header import MAX_WORKING_BYTES, Header, check_png_end, read_header
+from engine.metadata import Metadata, read_metadata
 from engine.staged import Pixels, RawFile, check_inside, oriented
 
 MAX_PIXELS = 1 << 30
@@ -29,9 +30,6 @@ MAX_PIXELS = 1 << 30
 _STRIP_ROWS = 256
 _STRIP_BYTES = 8 << 20
 _VIPS_FORMATS = {"uint8": "uchar", "uint16": "ushort"}
-_UNSTATED_PX_PER_MM = {"png": 2.834, "jpeg": 72 / 25.4, "tiff": 1.0}
-"""What libvips says where a file says nothing."""
-_ICC_SPACES = {1: b"GRAY", 2: b"GRAY", 3: b"RGB ", 4: b"RGB "}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +46,15 @@ class ImageInfo:
     """"uint8" or "uint16"."""
     orientation: int
     """EXIF 1 to 8; the value of the file, which `size` and `Picture.read` have applied already."""
-    icc: bytes | None
-    """The embedded profile, byte for byte; None where there is none, or one that is not for these channels."""
-    resolution_px_per_mm: tuple[float, float] | None
-    """(y, x), after orientation; None where the file states none."""
+    metadata: Metadata
 
     @property
     def has_alpha(self) -> bool:
         return self.channels in (2, 4)
 
 
-class Source(Protocol):
-    """Anything that boxes of pixels can be read from."""
+class Layout(Protocol):
+    """What a plan needs to know of a picture."""
 
     @property
     def size(self) -> Size: ...
@@ -69,6 +64,10 @@ class Source(Protocol):
 
     @property
     def dtype(self) -> str: ...
+
+
+class Source(Layout, Protocol):
+    """Anything that boxes of pixels can be read from."""
 
     def read(self, box: Box) -> Pixels:
         """The pixels of a box inside the picture, as an array of its own."""
@@ -218,11 +217,6 @@ def _info(path: Path, header: Header, image: pyvips.Image) -> ImageInfo:
     fields = set(image.get_fields())
     orientation = cast("int", image.get("orientation")) if "orientation" in fields else 1
     orientation = orientation if 1 <= orientation <= 8 else 1
-    icc = bytes(cast("bytes", image.get("icc-profile-data"))) if "icc-profile-data" in fields else b""
-    usable = icc[36:40] == b"acsp" and icc[16:20] == _ICC_SPACES[header.channels]
-    y, x = (image.xres, image.yres) if orientation >= 5 else (image.yres, image.xres)
-    unstated = _UNSTATED_PX_PER_MM[header.format]
-    stated = min(y, x) > 0 and ("resolution-unit" in fields or (y, x) != (unstated, unstated))
     return ImageInfo(
         path=path,
         format=header.format,
@@ -230,8 +224,7 @@ def _info(path: Path, header: Header, image: pyvips.Image) -> ImageInfo:
         channels=header.channels,
         dtype=header.dtype,
         orientation=orientation,
-        icc=icc if usable else None,
-        resolution_px_per_mm=(y, x) if stated else None,
+        metadata=read_metadata(image, header.format, channels=header.channels, orientation=orientation),
     )
 
 

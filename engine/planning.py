@@ -8,7 +8,7 @@ import torch
 
 from engine.errors import NotEnoughMemory, OutputTooLarge, PlanError
 from engine.geometry import Box, Size, ceil_div, round_up
-from engine.image import Source
+from engine.image import Layout
 from engine.models.card import Card
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.models.cra_srgan.local import LocalHalf
@@ -18,7 +18,7 @@ from engine.residual import WORKING_SET_BYTES
 from engine.tiling.grid import Grid, ShardKey
 from engine.tiling.plan import Plan, canvas_bytes
 
-PIXEL_VERSION = 1
+PIXEL_VERSION = 2
 """Raised only when the same plan would give other pixels; guarded by golden hashes."""
 
 MAX_SIDE_PX = 1 << 20
@@ -143,7 +143,7 @@ def _decode_bytes(widths: tuple[int, ...], local: LocalHalf, tiling: Tiling, lev
 
 def make_plan(
     request: Request,
-    source: Source,
+    layout: Layout,
     card: Card,
     *,
     name: str,
@@ -152,27 +152,27 @@ def make_plan(
     num_formats: int = 1,
 ) -> tuple[Plan, Tiling]:
     """The plan of one picture. Raises PlanError where the request cannot be met."""
-    size = output_size(request, source.size)
+    size = output_size(request, layout.size)
     if size.long_side > MAX_SIDE_PX:
         raise OutputTooLarge(
             f"{name}: the output would be {size}, {MAX_SIDE_PX} px a side is the most; lower the scale or use --box"
         )
-    scale = render_scale(request, source.size)
-    tiling, ram = tiling_for(request, source.size, card, source.channels, source.dtype)
+    scale = render_scale(request, layout.size)
+    tiling, ram = tiling_for(request, layout.size, card, layout.channels, layout.dtype)
     grid = Grid(size)
     return Plan(
         name=name,
         size=size,
-        channels=source.channels,
-        dtype=source.dtype,
+        channels=layout.channels,
+        dtype=layout.dtype,
         grid=grid,
         input_sha256=input_sha256,
         mask_sha256=mask_sha256,
         model=card.name,
         model_sha256=card.sha256,
-        parameters=_parameters(request, source.size, scale, tiling),
+        parameters=_parameters(request, layout.size, scale, tiling),
         projected_ram_bytes=ram,
-        projected_disk_bytes=disk_bytes(source, grid, has_mask=mask_sha256 != "none", num_formats=num_formats),
+        projected_disk_bytes=disk_bytes(layout, grid, has_mask=mask_sha256 != "none", num_formats=num_formats),
     ), tiling
 
 
@@ -198,14 +198,14 @@ def resolved_precision(precision: str) -> str:
     return SUPPORTED_PRECISION[precision]
 
 
-def disk_bytes(source: Source, grid: Grid, *, has_mask: bool, num_formats: int) -> int:
+def disk_bytes(layout: Layout, grid: Grid, *, has_mask: bool, num_formats: int) -> int:
     """Upper bound: the canvas uncompressed, as much again for each export and one on its way, input and mask staged,
     residuals of 30 % holes."""
-    item = 1 if source.dtype == "uint8" else 2
-    staged = source.size.num_pixels * (source.channels * item + (2 if has_mask else 0))
-    detail = int(0.3 * source.size.num_pixels * 6) if has_mask else 0
-    exported = (num_formats + min(num_formats, 1)) * grid.size.num_pixels * source.channels * item
-    return canvas_bytes(grid, source.channels, source.dtype) + exported + staged + detail
+    item = 1 if layout.dtype == "uint8" else 2
+    staged = layout.size.num_pixels * (layout.channels * item + (2 if has_mask else 0))
+    detail = int(0.3 * layout.size.num_pixels * 6) if has_mask else 0
+    exported = (num_formats + min(num_formats, 1)) * grid.size.num_pixels * layout.channels * item
+    return canvas_bytes(grid, layout.channels, layout.dtype) + exported + staged + detail
 
 
 def drawing_order(plan: Plan, tiling: Tiling) -> Iterator[ShardKey]:

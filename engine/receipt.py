@@ -121,6 +121,8 @@ def announce(scratch: Path, targets: dict[str, Path]) -> None:
 
 def refuse_taken(plan: Plan, targets: dict[str, Path], job: Job) -> None:
     """Refuses to write over the input, or over what another plan or another program made."""
+    if job.out.exists() and not job.out.is_dir():
+        raise OutputExists(f"{job.out}: a file is in the way of the output folder; choose another --out")
     receipt = _receipt(job)
     finished: dict[str, Any] = receipt["outputs"] if receipt.get("plan_id") == plan.plan_id else {}
     scratch = plan.working_folder(job.out) / "_engine" / "scratch"

@@ -6,7 +6,6 @@ Nothing is written before the plan holds, and nothing has its final name before 
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +40,9 @@ from engine.tiling.grid import ShardKey
 from engine.tiling.plan import Plan, validate
 from engine.tiling.pyramid import HalveShard
 
+MAX_DRAWN_PIXELS = 1 << 24
+"""Drawn at once where the output is smaller than what it is drawn from."""
+
 Progress = Callable[[ShardEnd, Plan], None]
 
 
@@ -59,7 +61,7 @@ class Restorer:
         mask_sha256 = "none" if job.mask is None else digest_of(job.mask).sha256
         plan, tiling = make_plan(
             request,
-            _Header(info),
+            info,
             self.checkpoint.card,
             name=job.name,
             input_sha256=digest_of(job.image).sha256,
@@ -184,37 +186,19 @@ class _Work:
         return self._restorer.renderer(source, mask, self._request, self._tiling, scratch)
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """A picture whose pixels are not needed."""
-
-    info: ImageInfo
-
-    @property
-    def size(self) -> Size:
-        return self.info.size
-
-    @property
-    def channels(self) -> int:
-        return self.info.channels
-
-    @property
-    def dtype(self) -> str:
-        return self.info.dtype
-
-    def read(self, box: Box) -> Pixels:
-        raise AssertionError(f"{box}: a plan reads no pixels")
-
-
 def _draw(renderer: Renderer, plan: Plan, request: Request, size: Size, box: Box) -> Pixels:
     """A box of the output, in output pixels."""
     region, scale = output_region(request, size), render_scale(request, size)
     drawn, have = drawn_box(plan.size, region, scale, box)
-    pixels = renderer.draw(drawn)
     enlarged = region.size.scaled(scale)
     if enlarged == plan.size:
-        return pixels
-    return resample_area(pixels, have, box, source=enlarged, target=plan.size)
+        return renderer.draw(drawn)
+    if have.size.num_pixels > MAX_DRAWN_PIXELS and box.size.num_pixels > 1:  # a reduction: many are drawn for one
+        return np.concatenate(
+            [_draw(renderer, plan, request, size, half) for half in box.halves()],
+            axis=0 if box.size.h >= box.size.w else 1,
+        )
+    return resample_area(renderer.draw(drawn), have, box, source=enlarged, target=plan.size)
 
 
 def _export(canvas: Canvas, targets: dict[str, Path], info: ImageInfo) -> None:
@@ -229,8 +213,7 @@ def _export(canvas: Canvas, targets: dict[str, Path], info: ImageInfo) -> None:
                 dtype=plan.dtype,
                 fmt=name,
                 path=path,
-                icc=info.icc,
-                resolution_px_per_mm=info.resolution_px_per_mm,
+                metadata=info.metadata,
             )
 
 

@@ -418,17 +418,17 @@ def test_profile_and_resolution_are_carried(name, rng, tmp_path):
     image = Image.fromarray(noise(rng))
     image.save(tmp_path / name, icc_profile=ICC, dpi=(300, 600))
     info = probe(tmp_path / name)
-    assert info.icc == ICC
-    assert info.resolution_px_per_mm == pytest.approx((600 / 25.4, 300 / 25.4), rel=1e-3)
+    assert info.metadata.icc == ICC
+    assert info.metadata.resolution_px_per_mm == pytest.approx((600 / 25.4, 300 / 25.4), rel=1e-3)
     image.save(tmp_path / f"bare-{name}")
     bare = probe(tmp_path / f"bare-{name}")
-    assert (bare.icc, bare.resolution_px_per_mm) == (None, None)
+    assert (bare.metadata.icc, bare.metadata.resolution_px_per_mm) == (None, None)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
 def test_a_profile_for_other_channels_is_left_out(name, rng, tmp_path):
     Image.fromarray(noise(rng)[..., 0]).save(tmp_path / name, icc_profile=ICC)
-    assert probe(tmp_path / name).icc is None
+    assert probe(tmp_path / name).metadata.icc is None
 
 
 def test_a_changed_file_is_noticed(rng, tmp_path):

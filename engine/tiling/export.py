@@ -18,6 +18,7 @@ import tifffile
 from engine import vips
 from engine.errors import OutputTooLarge, OutputUnsupported, StorageError
 from engine.geometry import Box, Size, round_up
+from engine.metadata import Metadata
 from engine.staged import Pixels
 from engine.store import fsync_folder, make_folders, storage_errors
 
@@ -38,8 +39,7 @@ class _Sheet:
     size: Size
     channels: int
     dtype: str
-    icc: bytes | None
-    resolution_px_per_mm: tuple[float, float] | None
+    metadata: Metadata
 
     @property
     def tile(self) -> Size:
@@ -76,16 +76,15 @@ def export(
     dtype: str,
     fmt: str,
     path: Path,
-    icc: bytes | None = None,
-    resolution_px_per_mm: tuple[float, float] | None = None,
+    metadata: Metadata,
 ) -> None:
     """Writes the whole picture to `path` ("tiff", "png" or "jpeg") and moves it into place when it is on the disk.
 
-    `read` gives `(h, w, c)` of any box inside the picture; it is asked for boxes of at most 512 px, in rows. Resolution
-    is (y, x). On any error nothing is left. Raises what `check_format` raises, StorageError and its kinds.
+    `read` gives `(h, w, c)` of any box inside the picture; it is asked for boxes of at most 512 px, in rows.
+    On any error nothing is left. Raises what `check_format` raises, StorageError and its kinds.
     """
     check_format(fmt, size=size, channels=channels, dtype=dtype)
-    sheet = _Sheet(read, size, channels, dtype, icc, resolution_px_per_mm)
+    sheet = _Sheet(read, size, channels, dtype, metadata)
     with storage_errors(path, needed_bytes=sheet.num_bytes):
         make_folders(path.parent)
         with _partial(path) as partial:
@@ -116,11 +115,12 @@ def _partial(path: Path) -> Generator[Path]:
 
 def _with_resolution(sheet: _Sheet) -> _Sheet:
     """libvips writes a resolution into every PNG and JPEG; 72 dpi is what readers assume where there is none."""
-    return replace(sheet, resolution_px_per_mm=sheet.resolution_px_per_mm or (_DEFAULT_PX_PER_MM, _DEFAULT_PX_PER_MM))
+    resolution = sheet.metadata.resolution_px_per_mm or (_DEFAULT_PX_PER_MM, _DEFAULT_PX_PER_MM)
+    return replace(sheet, metadata=replace(sheet.metadata, resolution_px_per_mm=resolution))
 
 
 def _write_tiff(path: Path, sheet: _Sheet, *, compression: str | None) -> None:
-    resolution = sheet.resolution_px_per_mm
+    resolution = sheet.metadata.resolution_px_per_mm
     with tifffile.TiffWriter(path, bigtiff=sheet.num_bytes > _CLASSIC_TIFF_BYTES) as writer:
         writer.write(
             _tiles(sheet),
@@ -133,7 +133,7 @@ def _write_tiff(path: Path, sheet: _Sheet, *, compression: str | None) -> None:
             compression=compression,
             compressionargs=None if compression is None else {"level": 1},
             predictor=compression is not None,
-            iccprofile=sheet.icc,
+            iccprofile=sheet.metadata.icc,
             resolution=None if resolution is None else (resolution[1] * 10, resolution[0] * 10),
             resolutionunit=None if resolution is None else "CENTIMETER",
             metadata=None,

@@ -26,6 +26,7 @@ from engine.cli import app
 from engine.geometry import Box
 from engine.models.runner import TorchRunner
 from engine.planning import Request
+from engine.render import Renderer
 from engine.restoration import Restorer
 from engine.tiling.canvas import Canvas
 from engine.tiling.grid import Grid
@@ -137,7 +138,7 @@ def test_known_pixels_are_identical_at_scale_1(channels, dtype, model, tmp_path)
     assert (made[0][missing][:, :colours] != pixels[missing][:, :colours]).mean() > 0.9
 
 
-@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("scale", [2, 4, 8, 16])
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_colour_stays(scale, with_mask, tmp_path):
     """Reduced by the card's own operator, the output gives back the known pixels."""
@@ -328,6 +329,23 @@ def test_a_read_only_folder_is_named_and_nothing_written(model, tmp_path, monkey
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_in_place_of_the_output_folder_is_refused(model, tmp_path):
+    image = write(tmp_path / "a.png", noise(20, 30))
+    out = tmp_path / "out"
+    out.write_text("a list")
+    code, (line,) = restored(image, "--out", out, "--model", model)
+    assert (code, line["status"], line["reason"]) == (4, "refused", "output-exists")
+    assert out.read_text() == "a list"
+
+
+def test_a_name_cannot_command_the_terminal(model, tmp_path):
+    image = write(tmp_path / "a.png", noise(20, 30)).rename(tmp_path / "a\x1b[2Jb.png")
+    result = call("restore", image, "--out", tmp_path / "out", "--model", model)
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stderr
+    assert "a\\x1b[2Jb.png" in result.stderr
+
+
 def test_a_full_disk_fails_and_the_rerun_finishes(model, tmp_path):
     image = write(tmp_path / "a.png", noise(20, 30))
     arguments = ["restore", image, "--out", tmp_path / "out", "--model", model, "--json"]
@@ -502,6 +520,24 @@ def test_shards_join_without_a_trace(options, with_mask, model, tmp_path, small_
     whole = Restorer(model=model).array(pixels, missing if with_mask else None, Request(**options), scratch=tmp_path)
     assert np.array_equal(read(tmp_path / "out" / "a.zarr"), whole)
     assert np.array_equal(read(tmp_path / "out" / "a.png"), whole)
+
+
+def test_a_reduction_is_drawn_in_bounded_pieces(model, tmp_path, monkeypatch):
+    """However many input pixels lie under a shard; and the cut is not seen."""
+    image = write(tmp_path / "a.png", noise(90, 130))
+    outputs, drawn = [], []
+    draw = Renderer.draw
+    monkeypatch.setattr(Renderer, "draw", lambda self, box: drawn.append(box.size.num_pixels) or draw(self, box))
+    for most in (1 << 24, 500):
+        monkeypatch.setattr("engine.restoration.MAX_DRAWN_PIXELS", most)
+        drawn.clear()
+        out = tmp_path / str(most)
+        code, _ = restored(image, "--out", out, "--long-side", 33, "--model", model, "--format", "png")
+        assert code == 0
+        assert max(drawn) <= most
+        outputs.append(read(out / "a.png"))
+    assert len(drawn) > 10
+    assert np.array_equal(*outputs)
 
 
 @pytest.mark.parametrize("make", ["flat", "ramp"])

@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 from engine.errors import OutputTooLarge, OutputUnsupported, StorageError, StorageFull, StorageReadOnly
 from engine.geometry import Box, Size
 from engine.image import decode, probe
+from engine.metadata import Metadata
 from engine.tiling.export import SUFFIX, check_format, export
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -28,7 +29,8 @@ def noise(rng: np.random.Generator, *, channels: int, dtype: str = "uint8", size
 def write(pixels: np.ndarray, path: Path, fmt: str, **options) -> Path:
     h, w, channels = pixels.shape
     read = options.pop("read", lambda box: pixels[box.slices])
-    export(read, size=Size(h, w), channels=channels, dtype=pixels.dtype.name, fmt=fmt, path=path, **options)
+    metadata = Metadata(**options)
+    export(read, size=Size(h, w), channels=channels, dtype=pixels.dtype.name, fmt=fmt, path=path, metadata=metadata)
     return path
 
 
@@ -91,11 +93,13 @@ def test_profile_and_resolution_are_carried(fmt, rng, tmp_path):
     pixels = noise(rng, channels=3, size=Size(40, 50))
     path = tmp_path / f"a{SUFFIX[fmt]}"
     info = probe(write(pixels, path, fmt, icc=ICC, resolution_px_per_mm=(600 / 25.4, 300 / 25.4)))
-    assert info.icc == ICC
-    assert info.resolution_px_per_mm == pytest.approx((600 / 25.4, 300 / 25.4), rel=1e-3)
+    assert info.metadata.icc == ICC
+    assert info.metadata.resolution_px_per_mm == pytest.approx((600 / 25.4, 300 / 25.4), rel=1e-3)
     bare = probe(write(pixels, path, fmt))
-    assert bare.icc is None
-    assert bare.resolution_px_per_mm is None or bare.resolution_px_per_mm == pytest.approx((2.835, 2.835), abs=1e-3)
+    assert bare.metadata.icc is None
+    assert bare.metadata.resolution_px_per_mm is None or bare.metadata.resolution_px_per_mm == pytest.approx(
+        (2.835, 2.835), abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("fmt", ["tiff", "png", "jpeg"])
@@ -193,7 +197,15 @@ def test_what_a_format_cannot_hold(fmt, channels, dtype, size, error, words, tmp
     with pytest.raises(error, match=words):
         check_format(fmt, size=size, channels=channels, dtype=dtype)
     with pytest.raises(error):
-        export(lambda box: 1 / 0, size=size, channels=channels, dtype=dtype, fmt=fmt, path=tmp_path / "a")
+        export(
+            lambda box: 1 / 0,
+            size=size,
+            channels=channels,
+            dtype=dtype,
+            fmt=fmt,
+            path=tmp_path / "a",
+            metadata=Metadata(),
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -211,11 +223,12 @@ import sys
 import numpy as np
 from pathlib import Path
 from engine.geometry import Size
+from engine.metadata import Metadata
 from engine.tiling.export import export
 side = int(sys.argv[1])
 base = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
 export(lambda box: base[: box.size.h, : box.size.w], size=Size(side, 4096), channels=3, dtype="uint8",
-       fmt=sys.argv[2], path=Path(sys.argv[3]))
+       fmt=sys.argv[2], path=Path(sys.argv[3]), metadata=Metadata())
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(peak.split()[1])
 """
