@@ -4,41 +4,22 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from tests.forked import JobServer, job_server
 from tests.networks import TINY, random_checkpoint
 
 JOB = Path(__file__).with_name("kill_job.py")
-REPOSITORY = Path(__file__).parents[2]
 NUM_MOMENTS = 20
 KILLED = -signal.SIGKILL
-
-
-class JobServer:
-    """Runs the jobs of kill_job.py; exit statuses are negative for signals."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def run(
-        self, arguments: list[str], notes: Path, *, failpoint: str | None = None, kill_after_s: float | None = None
-    ) -> tuple[int, float]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        order = {"arguments": arguments, "notes": str(notes), "failpoint": failpoint, "kill_after_s": kill_after_s}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        status, seconds = json.loads(self._process.stdout.readline())
-        return status, seconds
 
 
 @dataclass
@@ -51,19 +32,15 @@ class Scene:
     num_shards: int
     seconds: float
 
-    def run(self, out: Path, **options: object) -> int:
+    def run(self, out: Path, **options: Any) -> int:
         notes = out.with_name(out.name + ".notes")
-        return self.server.run([*self.arguments, "--out", str(out)], notes, **options)[0]
+        return self.server.run([*self.arguments, "--out", str(out)], str(notes), **options)[0]
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[JobServer]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen(
-        [sys.executable, str(JOB)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        yield JobServer(process)
-        process.communicate()
+    with job_server(JOB) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +54,7 @@ def folder() -> Iterator[Path]:
 def scene_of(server: JobServer, folder: Path, arguments: list[str]) -> Scene:
     scene = Scene(server, arguments, {}, 0, 0.0)
     out = folder / "undisturbed"
-    _, scene.seconds = server.run([*arguments, "--out", str(out)], out.with_name("undisturbed.notes"))
+    _, scene.seconds = server.run([*arguments, "--out", str(out)], f"{out}.notes")
     assert (out / "a.zarr").is_dir(), (folder / "undisturbed.notes.log").read_text()
     scene.undisturbed = objects(out)
     scene.num_shards = len(computed(out))

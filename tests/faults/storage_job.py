@@ -1,13 +1,5 @@
-"""A small storage job that can be killed: a server that runs it once per line of standard input, each in a fork.
+"""A small storage job that can be killed."""
 
-A line is ``OUT FAILPOINT KILL_AFTER_S`` with ``-`` for none; the answer is the exit status (negative: the signal). The
-fork saves the start of an interpreter; this process itself starts no thread, so forking it is safe.
-"""
-
-import os
-import signal
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +11,7 @@ from engine.tiling.execute import run
 from engine.tiling.grid import Grid, ShardKey
 from engine.tiling.plan import Plan
 from engine.tiling.pyramid import HalveShard
+from tests.forked import serve
 
 SIZE = Size(37, 53)
 PLAN = Plan("scan", SIZE, 3, "uint8", Grid(SIZE, 16, 32), "a", "none", "lite", "b", {"scale": 1}, 0, 0)
@@ -32,8 +25,9 @@ def picture() -> Pixels:
     return pixels
 
 
-def job(out: Path) -> int:
+def job(folder: str) -> int:
     """Makes and publishes the output as a restoration does, and notes each shard it computes."""
+    out = Path(folder)
     final = out / "scan.zarr"
     if stored_plan(final) == PLAN:
         return DONE
@@ -57,29 +51,5 @@ def job(out: Path) -> int:
     return DONE
 
 
-def fork_job(out: Path, failpoint: str, kill_after: str) -> int:
-    """Runs the job in a child; its exit status."""
-    child = os.fork()
-    if child == 0:
-        status = 99
-        try:
-            if failpoint != "-":
-                os.environ["ENGINE_FAILPOINT"] = failpoint
-            status = job(out)
-        finally:
-            os._exit(status)
-    if kill_after != "-":
-        time.sleep(float(kill_after))
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def main() -> None:
-    for line in sys.stdin:
-        out, failpoint, kill_after = line.rstrip("\n").split("\t")
-        sys.stdout.write(f"{fork_job(Path(out), failpoint, kill_after)}\n")
-        sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    main()
+    serve(job)

@@ -5,45 +5,38 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.forked import JobServer, job_server
+
 JOB = Path(__file__).with_name("storage_job.py")
-REPOSITORY = Path(__file__).parents[2]
 DONE, FULL, FAILED = 0, 10, 11
 NUM_SHARDS = 4 + 1 + 1
 """Of the job's picture, 37 px high and 53 wide, in shards of 32 px; then 19x27, then 10x14."""
 
 
-class JobServer:
+class Jobs:
     """Runs the job of storage_job.py; exit statuses are negative for signals."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, server: JobServer) -> None:
+        self._server = server
 
-    def run(self, out: Path, *, failpoint: str = "-", kill_after_s: float | None = None) -> int:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def run(self, out: Path, **options: Any) -> int:
         out.mkdir(exist_ok=True)
-        self._process.stdin.write(f"{out}\t{failpoint}\t{'-' if kill_after_s is None else kill_after_s}\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        return self._server.run(str(out), **options)[0]
 
 
 @pytest.fixture(scope="module")
-def jobs() -> Iterator[JobServer]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen(
-        [sys.executable, str(JOB)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        yield JobServer(process)
-        process.communicate()
+def jobs() -> Iterator[Jobs]:
+    with job_server(JOB) as server:
+        yield Jobs(server)
 
 
 @pytest.fixture
@@ -82,7 +75,7 @@ def recorded(out: Path) -> set[str]:
     return {json.loads(path.read_bytes())["key"] for path in out.glob("scan*.zarr/_engine/ledger/*/*.json")}
 
 
-def check_rerun(jobs: JobServer, out: Path, undisturbed: dict[str, bytes]) -> None:
+def check_rerun(jobs: Jobs, out: Path, undisturbed: dict[str, bytes]) -> None:
     """Runs the interrupted job again and checks every promise; `out` is deleted."""
     finished, before = recorded(out), len(computed(out))
     assert jobs.run(out) == DONE
@@ -145,6 +138,7 @@ def test_a_failing_disk_at_every_fifth_failpoint(jobs, memory_path, undisturbed,
             assert occurrence > 1
             break
         assert status == expected
+        assert list(out.rglob("*.partial")) == []
         check_rerun(jobs, out, undisturbed)
 
 
