@@ -12,8 +12,8 @@ from engine.models.cra_srgan.generator import CraSrgan
 
 TINY = Config(
     guide_channels=7,
-    coarse_channels=8,
-    refine_channels=8,
+    coarse_channels=(8, 8, 8),
+    refine_channels=(8, 8, 8),
     head_channels=16,
     head_blocks=1,
     trunk_channels=16,
@@ -24,7 +24,7 @@ TINY = Config(
 )
 """Every module of the generator in a few thousand parameters."""
 
-STAGE_STD, HEAD_STD, GUIDE_STD = 0.14, 0.08, 0.04
+STAGE_STD, HEAD_STD, GUIDE_STD = 0.17, 0.08, 0.04
 """Of what each stage, the head and each network of the guide add to a picture in [0, 1]."""
 
 

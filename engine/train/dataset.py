@@ -127,7 +127,7 @@ def damaged_batch(
     rng = np.random.default_rng(seed)
     side_px = guide_px * factor
     high = to_tensor([crop_of(pictures, rng, side_px << levels, max_reduction=2.5) for _ in range(batch)])
-    low = float(rng.choice([0.03, 0.12, 0.25], p=[0.4, 0.4, 0.2]))
+    low = float(rng.choice([0.03, 0.12, 0.25], p=[0.15, 0.45, 0.4]))
     masks = [
         damage_mask(Size(side_px, side_px), seed=int(rng.integers(2**31)), share=(low, 1.8 * low)) for _ in range(batch)
     ]

@@ -22,6 +22,9 @@ class LossWeights:
     """Weights of the summed losses; zero leaves one out."""
 
     pixel: float = 1.0
+    """Of the enlarged pictures."""
+    hole: float = 1.0
+    """Of the fills; an error there of the harmonic fill's size counts 1."""
     edge: float = 0.0
     frequency: float = 0.0
 

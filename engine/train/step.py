@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.geometry import ceil_div
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.models.cra_srgan.guide import GlobalPass, harmonic_fill
 from engine.models.cra_srgan.handover import RATIO_LIMIT, aggregate, balanced, contrast, detail_gain, with_ratio
@@ -24,6 +25,18 @@ def enlarge(x: Tensor, factor: int) -> Tensor:
     if factor == 1:
         return x
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def enlarge_window(x: Tensor, factor: int, origin: tuple[int, int], side_px: int) -> Tensor:
+    """`enlarge(x, factor)` on a window of `side_px` native pixels at `origin`, without the rest."""
+    spans = [
+        (max(0, start // factor - 1), min(length, ceil_div(start + side_px, factor) + 1), start)
+        for start, length in zip(origin, x.shape[-2:], strict=True)
+    ]
+    (top, bottom, y), (left, right, x0) = spans
+    enlarged = enlarge(x[..., top:bottom, left:right], factor)
+    y, x0 = y - top * factor, x0 - left * factor
+    return enlarged[..., y : y + side_px, x0 : x0 + side_px]
 
 
 def inpainting_loss(
@@ -64,28 +77,33 @@ class Window:
     wanted: Tensor
     missing: Tensor
     guide: Tensor
+    base: Tensor
+    """The harmonic fill, enlarged."""
 
 
 def composite_window(network: CraSrgan, batch: DamagedBatch, found: GlobalPass, window_px: int) -> Window:
     """The scale-1 output on the batch's window."""
-    base = enlarge(found.fill, batch.factor)
-    reference = torch.where(batch.share < 1, batch.known_mean, found.fill.detach())
-    residual = (batch.intact - enlarge(reference, batch.factor)) * (1 - batch.missing)
-    detail = torch.zeros_like(base)
-    gain = detail_gain(batch.factor)
-    if gain:
-        variance = contrast(batch.intact, batch.missing, batch.factor)
-        rows = [
-            balanced(row, variance[i : i + 1], batch.share[i : i + 1], harmonic_fill)
-            for i, row in enumerate(found.rows)
-        ]
-        detail = gain * aggregate(residual, rows, batch.factor) * batch.missing
-    guide = enlarge(with_ratio(found.features.float(), batch.factor), batch.factor)
-    pixels = batch.intact * (1 - batch.missing)
     y, x = batch.window_px
     inner = (..., slice(y, y + window_px), slice(x, x + window_px))
-    composite = network.local.head(pixels[inner], batch.missing[inner], base[inner], detail[inner], guide[inner])
-    return Window(composite.float(), batch.intact[inner], batch.missing[inner], guide[inner])
+    pixels, missing = batch.intact[inner], batch.missing[inner]
+    base, fill, features = (
+        enlarge_window(part, batch.factor, batch.window_px, window_px)
+        for part in (found.base, found.fill, with_ratio(found.features.float(), batch.factor))
+    )
+    detail = _borrowed_detail(batch, found)[inner] if detail_gain(batch.factor) else torch.zeros_like(fill)
+    composite = network.local.head(pixels * (1 - missing), missing, fill, detail, features)
+    return Window(composite.float(), pixels, missing, features, base)
+
+
+def _borrowed_detail(batch: DamagedBatch, found: GlobalPass) -> Tensor:
+    """The aggregated residual of the whole batch, (B, 3, H, W), weighted as the restoration weights it."""
+    reference = torch.where(batch.share < 1, batch.known_mean, found.fill.detach())
+    residual = (batch.intact - enlarge(reference, batch.factor)) * (1 - batch.missing)
+    variance = contrast(batch.intact, batch.missing, batch.factor)
+    rows = [
+        balanced(row, variance[i : i + 1], batch.share[i : i + 1], harmonic_fill) for i, row in enumerate(found.rows)
+    ]
+    return detail_gain(batch.factor) * aggregate(residual, rows, batch.factor) * batch.missing
 
 
 def _inpainting_loss(
@@ -93,10 +111,10 @@ def _inpainting_loss(
 ) -> tuple[Tensor, Logs]:
     hole = (batch.share >= 1).float()
     target = F.avg_pool2d(batch.intact, batch.factor)
-    coarse = losses.hole_error(found.coarse, target, hole)
-    fill = losses.hole_error(found.fill, target, hole)
+    coarse = losses.hole_error(found.coarse, target, hole, found.base)
+    fill = losses.hole_error(found.fill, target, hole, found.base)
     composite = _composite_error(window, batch.factor)
-    loss = weights.pixel * (0.5 * coarse + fill + composite)
+    loss = weights.hole * (0.5 * coarse + fill + composite)
     if weights.edge and batch.factor < RATIO_LIMIT - 1:
         loss = loss + weights.edge * losses.edge(window.composite, window.wanted)
     return loss, {
@@ -108,13 +126,12 @@ def _inpainting_loss(
 
 def _composite_error(window: Window, factor: int) -> Tensor:
     """From ratio 3 on only what the guide could know is judged: borrowed texture may differ from the lost one."""
-    if factor < RATIO_LIMIT - 1:
-        return losses.hole_error(window.composite, window.wanted, window.missing)
-    side = window.composite.shape[-1] // factor * factor
-    composite, wanted, missing = (
-        F.avg_pool2d(part[..., :side, :side], factor) for part in (window.composite, window.wanted, window.missing)
-    )
-    return losses.hole_error(composite, wanted, (missing > 0).float())
+    parts = (window.composite, window.wanted, window.missing, window.base)
+    if factor >= RATIO_LIMIT - 1:
+        side = window.composite.shape[-1] // factor * factor
+        parts = tuple(F.avg_pool2d(part[..., :side, :side], factor) for part in parts)
+    composite, wanted, missing, base = parts
+    return losses.hole_error(composite, wanted, (missing > 0).float(), base)
 
 
 def _levels_loss(

@@ -9,9 +9,9 @@ class Config:
 
     guide_channels: int = 15
     """Feature channels the guide leaves for the tiles; the log ratio native / guide is appended to them."""
-    coarse_channels: int = 16
-    """Width of the coarse network at the guide's resolution; doubled at each halving."""
-    refine_channels: int = 12
+    coarse_channels: tuple[int, int, int] = (16, 48, 64)
+    """Widths of the coarse network at a half, a quarter and an eighth of the guide's size."""
+    refine_channels: tuple[int, int, int] = (16, 24, 32)
     head_channels: int = 32
     head_blocks: int = 3
     trunk_channels: int = 48
@@ -35,8 +35,8 @@ def full() -> Config:
     """The sizes of the technical report (2.2): 16 trunk blocks of 64 channels, 4 blocks in each of 4 stages."""
     return Config(
         guide_channels=31,
-        coarse_channels=32,
-        refine_channels=48,
+        coarse_channels=(48, 96, 128),
+        refine_channels=(48, 96, 128),
         head_channels=64,
         head_blocks=4,
         trunk_channels=64,

@@ -13,9 +13,13 @@ from torch.nn import functional as F
 from engine.geometry import round_up
 from engine.models.cra_srgan.attention import CELL_PX, AttentionRows, MultiScaleContextualAttention
 from engine.models.cra_srgan.config import Config
-from engine.models.cra_srgan.layers import GatedConv, zero_
+from engine.models.cra_srgan.layers import GatedConv, GatedResidual, zero_
 
 JACOBI_STEPS = 16
+
+RESIDUAL_UNIT = 0.1
+"""What a network's output of 1 adds to the fill: a usual error. In units of the whole range, the first steps of
+training overshoot so far that the networks learn to be silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,67 +62,74 @@ def harmonic_fill(picture: Tensor, hole: Tensor) -> Tensor:
     return filled
 
 
-class CoarseNet(nn.Module):
-    """Gated U-Net with dilated convolutions in the middle (Yi et al. 2020, section 3.2): a first residual."""
+class GatedUNet(nn.Module):
+    """Gated encoder from blocks of 2x2 pixels to cells of 8 px, dilated there, and a decoder back."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, inputs: int, widths: tuple[int, int, int]) -> None:
         super().__init__()
-        w = width
-        self.at_full = nn.Sequential(GatedConv(4, w), GatedConv(w, w))
-        self.at_half = nn.Sequential(GatedConv(w, 2 * w, stride=2), GatedConv(2 * w, 2 * w))
+        half, quarter, eighth = widths
+        self.at_half = nn.Sequential(GatedConv(4 * inputs, half), GatedResidual(half))
         self.at_quarter = nn.Sequential(
-            GatedConv(2 * w, 4 * w, stride=2),
-            *(GatedConv(4 * w, 4 * w, dilation=dilation) for dilation in (2, 4, 8)),
+            GatedConv(half, quarter, stride=2), GatedResidual(quarter), GatedResidual(quarter)
         )
-        self.up_half = GatedConv(6 * w, 2 * w)
-        self.up_full = GatedConv(3 * w, w)
-        self.leave = zero_(nn.Conv2d(w, 3, 3, padding=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        full = self.at_full(x)
-        half = self.at_half(full)
-        deep = self.at_quarter(half)
-        half = self.up_half(torch.cat([_enlarge(deep, half), half], 1))
-        full = self.up_full(torch.cat([_enlarge(half, full), full], 1))
-        return self.leave(full)
-
-
-class RefineNet(nn.Module):
-    """Gated encoder to cells of 8 px, contextual attention between cells, decoder: a second residual and features."""
-
-    def __init__(self, width: int, guide_channels: int, *, multi_scale: bool) -> None:
-        super().__init__()
-        w = width
-        self.at_full = GatedConv(7, w)
-        self.at_half = nn.Sequential(GatedConv(w, 2 * w, stride=2), GatedConv(2 * w, 2 * w))
-        self.at_quarter = GatedConv(2 * w, 3 * w, stride=2)
         self.at_eighth = nn.Sequential(
-            GatedConv(3 * w, 4 * w, stride=2), GatedConv(4 * w, 4 * w, dilation=2), GatedConv(4 * w, 4 * w, dilation=4)
+            GatedConv(quarter, eighth, stride=2), *(GatedResidual(eighth, dilation=d) for d in (2, 4, 8))
         )
-        sizes = (3, 5, 7) if multi_scale else (3,)
-        self.attention = MultiScaleContextualAttention(4 * w, patch_sizes=sizes)
-        self.merge = GatedConv(8 * w, 4 * w)
-        self.up_quarter = GatedConv(7 * w, 3 * w)
-        self.up_half = GatedConv(5 * w, 2 * w)
-        self.up_full = GatedConv(3 * w, w)
-        self.leave = zero_(nn.Conv2d(w, 3, 3, padding=1))
-        self.features = nn.Conv2d(w, guide_channels, 1)
+        self.up_quarter = nn.Sequential(GatedConv(eighth + quarter, quarter), GatedResidual(quarter))
+        self.up_half = nn.Sequential(GatedConv(quarter + half, half), GatedResidual(half))
 
-    def forward(self, x: Tensor, share: Tensor) -> tuple[Tensor, Tensor, list[AttentionRows]]:
-        full = self.at_full(x)
-        half = self.at_half(full)
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, h, w) → features at a half, a quarter and an eighth of its size; h and w are multiples of 8."""
+        half = self.at_half(F.pixel_unshuffle(x, 2))
         quarter = self.at_quarter(half)
-        cells = self.at_eighth(quarter)
-        attended, rows = self.attention(cells, F.avg_pool2d(share, CELL_PX))
-        deep = self.merge(torch.cat([cells, attended], 1))
-        quarter = self.up_quarter(torch.cat([_enlarge(deep, quarter), quarter], 1))
-        half = self.up_half(torch.cat([_enlarge(quarter, half), half], 1))
-        full = self.up_full(torch.cat([_enlarge(half, full), full], 1))
-        return self.leave(full), self.features(full), rows
+        return half, quarter, self.at_eighth(quarter)
+
+    def decode(self, half: Tensor, quarter: Tensor, eighth: Tensor) -> Tensor:
+        """Features at half the size of the picture."""
+        quarter = self.up_quarter(torch.cat([_enlarge(eighth, quarter), quarter], 1))
+        return self.up_half(torch.cat([_enlarge(quarter, half), half], 1))
 
 
 def _enlarge(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class CoarseNet(nn.Module):
+    """A first residual over the harmonic fill (Yi et al. 2020, section 3.2)."""
+
+    def __init__(self, widths: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.net = GatedUNet(4, widths)
+        self.leave = zero_(nn.Conv2d(widths[0], 4 * 3, 3, padding=1))
+
+    def forward(self, picture: Tensor, share: Tensor) -> Tensor:
+        found = self.net.decode(*self.net.encode(torch.cat([_centred(picture), share], 1)))
+        return RESIDUAL_UNIT * F.pixel_shuffle(self.leave(found), 2).float()
+
+
+class RefineNet(nn.Module):
+    """A second residual, with contextual attention between cells, and the features the tiles ask."""
+
+    def __init__(self, widths: tuple[int, int, int], guide_channels: int, *, multi_scale: bool) -> None:
+        super().__init__()
+        self.net = GatedUNet(7, widths)
+        sizes = (3, 5, 7) if multi_scale else (3,)
+        self.attention = MultiScaleContextualAttention(widths[2], patch_sizes=sizes)
+        self.merge = GatedConv(2 * widths[2], widths[2])
+        self.leave = zero_(nn.Conv2d(widths[0], 4 * 3, 3, padding=1))
+        self.features = nn.Conv2d(widths[0], 4 * guide_channels, 1)
+
+    def forward(self, coarse: Tensor, share: Tensor, base: Tensor) -> tuple[Tensor, Tensor, list[AttentionRows]]:
+        half, quarter, cells = self.net.encode(torch.cat([_centred(coarse), share, _centred(base)], 1))
+        attended, rows = self.attention(cells, F.avg_pool2d(share, CELL_PX))
+        found = self.net.decode(half, quarter, cells + self.merge(torch.cat([cells, attended], 1)))
+        residual = RESIDUAL_UNIT * F.pixel_shuffle(self.leave(found), 2).float()
+        return residual, F.pixel_shuffle(self.features(found), 2), rows
+
+
+def _centred(picture: Tensor) -> Tensor:
+    """Of about unit variance."""
+    return 4 * (picture - 0.5)
 
 
 class GlobalHalf(nn.Module):
@@ -136,9 +147,8 @@ class GlobalHalf(nn.Module):
         picture, share = F.pad(picture, pad, mode="replicate"), F.pad(share, pad, mode="replicate")
         hole = (share >= 1).to(picture.dtype)
         base = harmonic_fill(picture.float(), hole.float())
-        residual = self.coarse(torch.cat([base - 0.5, share], 1)).float()
-        coarse = torch.where(hole > 0, base + residual, base)
-        residual, features, rows = self.refine(torch.cat([coarse - 0.5, share, base - 0.5], 1), share)
-        fill = torch.where(hole > 0, coarse + residual.float(), coarse)
+        coarse = base + hole * self.coarse(base, share)
+        residual, features, rows = self.refine(coarse, share, base)
+        fill = coarse + hole * residual
         inner = (..., slice(0, h), slice(0, w))
         return GlobalPass(base[inner], coarse[inner], fill[inner], features[inner], rows)

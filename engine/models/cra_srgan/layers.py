@@ -79,13 +79,32 @@ class ResidualGroup(nn.Sequential):
 class GatedConv(nn.Module):
     """A convolution whose output is weighted by a learned soft mask (Yu et al. 2019, section 3.1)."""
 
+    FEATURE_GAIN = 2.6
+    """Keeps the variance through ELU and a gate of one half; torch's default would halve it twice in every layer."""
+
     def __init__(self, inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, 2 * outputs, 3, stride=stride, padding=dilation, dilation=dilation)
+        feature, gate = self.conv.weight.detach().chunk(2)
+        nn.init.normal_(feature, std=self.FEATURE_GAIN * (9 * inputs) ** -0.5)
+        nn.init.normal_(gate, std=(9 * inputs) ** -0.5)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         feature, gate = self.conv(x).chunk(2, dim=1)
         return F.elu(feature) * torch.sigmoid(gate)
+
+
+class GatedResidual(nn.Module):
+    """A gated convolution beside an identity."""
+
+    def __init__(self, channels: int, *, dilation: int = 1) -> None:
+        super().__init__()
+        self.branch = GatedConv(channels, channels, dilation=dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.5 * self.branch(x)
 
 
 def _cubic(distance: Tensor) -> Tensor:
