@@ -1,5 +1,6 @@
 """The command line: one verb per function, nothing else. Exit codes: 0 done, 2 usage, 3 some failed, 4 plan refused."""
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Generator
@@ -37,6 +38,17 @@ class Format(StrEnum):
     TIFF = "tiff"
     PNG = "png"
     JPEG = "jpeg"
+    JP2 = "jp2"
+    IIIF = "iiif"
+
+
+class Compression(StrEnum):
+    """Of TIFF; all lossless."""
+
+    NONE = "none"
+    LZW = "lzw"
+    DEFLATE = "deflate"
+    ZSTD = "zstd"
 
 
 class Precision(StrEnum):
@@ -74,7 +86,8 @@ def _parse_box(text: str) -> Box:
 
 
 Inputs = Annotated[
-    list[Path], typer.Argument(help="Pictures (PNG, JPEG, TIFF) or folders of them.", show_default=False)
+    list[Path],
+    typer.Argument(help="Pictures (PNG, JPEG, TIFF, WebP, JPEG 2000, OME-Zarr) or folders.", show_default=False),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the outputs; made where it is missing.")]
 MaskOption = Annotated[
@@ -93,6 +106,12 @@ PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto is
 MaxMemory = Annotated[
     int | None, typer.Option("--max-memory", parser=_parse_bytes, metavar="4GB", help="Limit of one process.")
 ]
+Page = Annotated[int | None, typer.Option("--page", min=0, help="Page of a TIFF with several, counted from 0.")]
+StripMetadata = Annotated[
+    bool, typer.Option("--strip-metadata", help="Carry the colour profile, but no EXIF, XMP, IPTC or resolution.")
+]
+TiffCompression = Annotated[Compression, typer.Option("--tiff-compression", help="Of TIFF outputs; all lossless.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Swap earlier outputs of another plan.")]
 MaxPixels = Annotated[int, typer.Option("--max-pixels", min=1, help="Refuse inputs with more pixels than this.")]
 DEFAULT_FORMATS = [Format.OME_ZARR, Format.PNG]
 
@@ -124,7 +143,10 @@ def restore(
     precision: PrecisionOption = Precision.AUTO,
     max_memory: MaxMemory = None,
     max_pixels: MaxPixels = 1 << 30,
-    replace: Annotated[bool, typer.Option("--replace", help="Swap earlier outputs of another plan.")] = False,
+    page: Page = None,
+    strip_metadata: StripMetadata = False,
+    tiff_compression: TiffCompression = Compression.DEFLATE,
+    replace: Replace = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on stdout.")] = False,
 ) -> None:
     """Fill the holes of pictures and raise their detail."""
@@ -132,7 +154,9 @@ def restore(
     from engine.restoration import Job, Restorer
 
     with _typed_errors():
-        request = _request(scale, long_side, box, precision, max_memory)
+        request = dataclasses.replace(
+            _request(scale, long_side, box, precision, max_memory), page=page, strip_metadata=strip_metadata
+        )
         pictures = find_pictures(inputs, out)
         restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
     wanted = tuple(dict.fromkeys(item.value for item in formats))
@@ -140,7 +164,10 @@ def restore(
         console.say(f"model {restorer.checkpoint.card.name}, degradation {restorer.checkpoint.card.degradation}")
         ends = [
             console.run(
-                Job(path, None, out, name, wanted, replace, max_pixels), mask, request=request, restorer=restorer
+                Job(path, None, out, name, wanted, replace, max_pixels, tiff_compression.value),
+                mask,
+                request=request,
+                restorer=restorer,
             )
             for name, path in pictures.items()
         ]
@@ -178,6 +205,60 @@ def plan(
             made, tiling, info = restorer.plan(job, request)
             typer.echo(describe_plan(made, tiling, info, restorer.checkpoint.card, rate))
             validate(made, out=out, max_memory_bytes=max_memory)
+
+
+@app.command()
+def export(
+    canvas: Annotated[Path, typer.Argument(help="A finished .zarr.", show_default=False)],
+    formats: Annotated[list[Format], typer.Option("--format", help="May be given more than once.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; beside the canvas where it is not given.")] = None,
+    tiff_compression: TiffCompression = Compression.DEFLATE,
+    replace: Replace = False,
+) -> None:
+    """Write a finished canvas in another format."""
+    from engine.restoration import export_finished
+
+    wanted = tuple(dict.fromkeys(item.value for item in formats))
+    if Format.OME_ZARR.value in wanted:
+        raise typer.BadParameter("a canvas is OME-Zarr already; choose another", param_hint="--format")
+    with _typed_errors():
+        for path in export_finished(
+            canvas, out=out or canvas.parent, formats=wanted, tiff_compression=tiff_compression.value, replace=replace
+        ):
+            typer.echo(path)
+
+
+@app.command()
+def verify(
+    paths: Annotated[list[Path], typer.Argument(help="Folders of outputs, canvases or receipts.", show_default=False)],
+) -> None:
+    """Read every stored byte again; what is damaged is struck, and the next `restore` makes it anew."""
+    from engine.upkeep import verify_outputs
+
+    bad = 0
+    with _typed_errors():
+        for verdict in verify_outputs(paths):
+            bad += not verdict.intact
+            note = f" ({verdict.note})" if verdict.note else ""
+            typer.echo(f"{verdict.path}: {'intact' if verdict.intact else 'damaged'}{note}")
+            for problem in verdict.problems:
+                typer.echo(f"  {problem.name}: {problem.kind}")
+    raise typer.Exit(EXIT_FAILED if bad else 0)
+
+
+@app.command()
+def clean(
+    out: Annotated[Path, typer.Argument(help="Folder of outputs.", show_default=False)],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
+) -> None:
+    """List what killed runs left behind; with --yes, remove it."""
+    from engine.leftovers import clean as remove
+    from engine.leftovers import stale
+
+    with _typed_errors():
+        found = stale(out)
+        for leftover in remove(found) if yes else found:
+            typer.echo(f"{leftover.path}: {leftover.sort}, {leftover.num_bytes:,} bytes{', removed' if yes else ''}")
 
 
 @app.command()

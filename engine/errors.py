@@ -8,7 +8,10 @@
     │   ├── TooManyPixels          the header announces more pixels than the limit
     │   ├── MaskMismatch           the mask is of another size than the picture
     │   ├── MaskUnavailable        no mask was found, or the model cannot make one
-    │   └── NothingKnown           every pixel is missing: there is nothing to restore from
+    │   ├── NothingKnown           every pixel is missing: there is nothing to restore from
+    │   ├── DecoderCrashed         a decoder ended the process that read the file
+    │   ├── DecoderTimeout         a decoder did not come to an end in time
+    │   └── DecoderOutOfMemory     a decoder wanted more memory than it may have
     ├── ModelError                 a checkpoint or its card cannot be used
     ├── PlanError                  the work cannot finish as asked; nothing was written (exit 4)
     │   ├── NotEnoughMemory
@@ -66,6 +69,18 @@ class MaskUnavailable(InputError):
 
 class NothingKnown(InputError):
     code = "nothing-known"
+
+
+class DecoderCrashed(InputError):
+    code = "decoder-crashed"
+
+
+class DecoderTimeout(InputError):
+    code = "decoder-timeout"
+
+
+class DecoderOutOfMemory(InputError):
+    code = "decoder-out-of-memory"
 
 
 class ModelError(EngineError):

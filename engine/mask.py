@@ -79,7 +79,7 @@ def read_mask(path: Path, *, size: Size, scratch: Path) -> Mask:
             yield missing.tobytes()
 
     raw.write(strips())
-    picture.raw.path.unlink()
+    picture.discard()
     return _checked(str(path), size, picture.sha256, num_missing, raw)
 
 

@@ -43,6 +43,10 @@ class Request:
     box: Box | None = None
     """Region in input pixels."""
     precision: str = "auto"
+    page: int | None = None
+    """Of a TIFF with several, counted from 0."""
+    strip_metadata: bool = False
+    """Carry nothing but the colour profile."""
     max_memory_bytes: int | None = None
     tile_px: int | None = None
     batch: int = 1
@@ -183,6 +187,8 @@ def _parameters(request: Request, size: Size, scale: int, tiling: Tiling) -> Map
         "long_side_px": request.long_side_px or 0,
         "box": f"{region.y0},{region.x0},{region.size.h},{region.size.w}",
         "precision": resolved_precision(request.precision),
+        "page": request.page or 0,
+        "metadata": "stripped" if request.strip_metadata else "carried",
         "tile_px": tiling.tile_px,
         "block_px": tiling.block_px,
         "batch": tiling.batch,

@@ -1,19 +1,24 @@
 """What is asked for one picture, and the record beside its outputs that says it is finished."""
 
 import glob
+import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from engine.errors import OutputExists
-from engine.store import FileLock, write_atomic
+from engine.store import Digest, FileLock, digest_of, storage_errors, write_atomic
 from engine.tiling.canvas import stored_plan
-from engine.tiling.plan import Plan
+from engine.tiling.export import SUFFIX
+from engine.tiling.plan import Plan, working_folder
+from engine.tiling.seal import seal, unseal
 
+_FIELDS = frozenset({"input", "plan_id", "plan", "outputs", "seal"})
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial")
 
 
@@ -30,6 +35,7 @@ class Job:
     replace: bool = False
     max_pixels: int = 1 << 30
     """Refused above this many input pixels."""
+    tiff_compression: str = "deflate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,31 +50,97 @@ class Receipt:
     shards_reused: int
 
 
-def _receipt_path(job: Job) -> Path:
-    return job.out / f"{job.name}.json"
+def receipt_path(out: Path, name: str) -> Path:
+    """The file beside the outputs of a picture that says how it was made."""
+    return out / f"{name}.json"
+
+
+def receipt_copy(canvas: Path) -> Path:
+    """The same once more inside a canvas, so that a damaged receipt costs nothing."""
+    return canvas / "_engine" / "receipt.json"
+
+
+def read_receipt(path: Path) -> dict[str, Any] | None:
+    """The receipt in a file; None where there is none of ours, or one that is damaged."""
+    try:
+        found = unseal(path.read_bytes())
+    except OSError:
+        return None
+    ours = found is not None and "plan_id" in found and isinstance(found.get("outputs"), dict)
+    return found if ours else None
+
+
+def looks_like_receipt(path: Path) -> bool:
+    """Whether a file is a receipt, or was one before it was damaged; other programs' JSON is not."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    with storage_errors(path):
+        text = path.read_bytes()
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return any(f'"{field}"'.encode() in text for field in _FIELDS)
+    return isinstance(found, dict) and len(_FIELDS & found.keys()) >= len(_FIELDS) - 1  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
 def write_receipt(plan: Plan, targets: dict[str, Path], job: Job) -> None:
-    """What was made, from what, and how large it is; a picture is finished when this and all it names are there."""
-    outputs = {
-        name: {"file": path.name, "bytes": None if name == "ome-zarr" else path.stat().st_size}
-        for name, path in targets.items()
-    }
+    """What was made, from what, and its digest; a picture is finished when this and all it names are there."""
+    outputs = {name: _entry(path, is_canvas=name == "ome-zarr") for name, path in targets.items()}
     before = _receipt(job)
     if before.get("plan_id") == plan.plan_id:  # formats asked for earlier stay finished
         outputs = before["outputs"] | outputs
     receipt = {"input": job.image.name, "plan_id": plan.plan_id, "plan": plan.to_json(), "outputs": outputs}
-    write_atomic(_receipt_path(job), json.dumps(receipt, indent=2).encode())
+    store_receipt(job.out, job.name, receipt)
+
+
+def store_receipt(out: Path, name: str, receipt: dict[str, Any]) -> None:
+    """Stores a receipt, and before it the copy in the canvas, published or in progress, of the same plan."""
+    text = seal(receipt)
+    for canvas in (working_folder(out, name, receipt["plan_id"]), out / f"{name}{SUFFIX['ome-zarr']}"):
+        if plan_id_of(canvas) == receipt["plan_id"]:
+            write_atomic(receipt_copy(canvas), text)
+    write_atomic(receipt_path(out, name), text)
+
+
+def strike_outputs(out: Path, name: str, formats: Iterable[str]) -> None:
+    """Notes in a picture's receipt that files are ours but damaged: the next run makes them again."""
+    receipt = read_receipt(receipt_path(out, name))
+    if receipt is not None:
+        struck = {fmt: {**receipt["outputs"][fmt], "bytes": None, "sha256": None} for fmt in formats}
+        store_receipt(out, name, {**receipt, "outputs": receipt["outputs"] | struck})
+
+
+def _entry(path: Path, *, is_canvas: bool) -> dict[str, object]:
+    """A canvas holds the digests of its own shards."""
+    digest = None if is_canvas else output_digest(path)
+    return {
+        "file": path.name,
+        "bytes": None if digest is None else digest.num_bytes,
+        "sha256": None if digest is None else digest.sha256,
+    }
+
+
+def output_digest(path: Path) -> Digest:
+    """The digest of an exported file; of a folder, that of the sorted names and digests of its files."""
+    if not path.is_dir():
+        return digest_of(path)
+    lines: list[str] = []
+    num_bytes = 0
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest = digest_of(file)
+        num_bytes += digest.num_bytes
+        lines.append(f"{digest.sha256}  {file.relative_to(path).as_posix()}\n")
+    return Digest(hashlib.sha256("".join(lines).encode()).hexdigest(), num_bytes)
+
+
+def keeps_canvas(plan: Plan, targets: dict[str, Path], job: Job) -> bool:
+    """Whether the canvas is an output, of this run or of an earlier one of the same plan, and not only a step."""
+    receipt = _receipt(job)
+    return "ome-zarr" in targets or (receipt.get("plan_id") == plan.plan_id and "ome-zarr" in receipt["outputs"])
 
 
 def _receipt(job: Job) -> dict[str, Any]:
-    """The receipt beside the outputs; empty where there is none of ours."""
-    try:
-        found = json.loads(_receipt_path(job).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    ours = isinstance(found, dict) and "plan" in found and isinstance(found.get("outputs"), dict)  # pyright: ignore[reportUnknownMemberType]
-    return cast("dict[str, Any]", found) if ours else {}
+    return read_receipt(receipt_path(job.out, job.name)) or {}
 
 
 def is_finished(plan: Plan, targets: dict[str, Path], job: Job) -> bool:
@@ -77,20 +149,31 @@ def is_finished(plan: Plan, targets: dict[str, Path], job: Job) -> bool:
     if receipt.get("plan_id") != plan.plan_id:
         return False
     for name, path in targets.items():
-        if name not in receipt["outputs"]:
+        made = receipt["outputs"].get(name)
+        if made is None:
             return False
-        if name == "ome-zarr" and plan_id_of(path) != plan.plan_id:
-            return False
-        if name != "ome-zarr" and not (path.is_file() and path.stat().st_size == receipt["outputs"][name]["bytes"]):
+        if name == "ome-zarr":
+            if plan_id_of(path) != plan.plan_id:
+                return False
+        elif made["sha256"] is None or not (path.is_dir() or _has_size(path, made["bytes"])):
             return False
     _clear_working_folder(plan, job, targets)
     return True
 
 
+def _has_size(path: Path, num_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == num_bytes
+
+
 def _clear_working_folder(plan: Plan, job: Job, targets: dict[str, Path]) -> None:
-    """Removes what a run left that ended behind its receipt; one that is still at work is left alone."""
+    """Removes what a run left that ended behind its receipt; one that is still at work is left alone.
+
+    So is a canvas that waits for its repair: it is the only one of an output that the receipt names.
+    """
     folder = plan.working_folder(job.out)
-    if not folder.exists():
+    published = job.out / f"{job.name}{SUFFIX['ome-zarr']}"
+    waits = keeps_canvas(plan, targets, job) and plan_id_of(published) != plan.plan_id
+    if waits or not folder.exists():
         tidy(job, targets)
         return
     lock = FileLock.try_take(folder / "_engine" / "lock")
@@ -102,7 +185,7 @@ def _clear_working_folder(plan: Plan, job: Job, targets: dict[str, Path]) -> Non
 
 def tidy(job: Job, targets: dict[str, Path]) -> None:
     """Removes what a killed run left half-written beside the outputs."""
-    for path in (*targets.values(), _receipt_path(job)):
+    for path in (*targets.values(), receipt_path(job.out, job.name)):
         for partial in job.out.glob(f"{glob.escape(path.name)}.*.partial"):
             if _PARTIAL.fullmatch(partial.name.removeprefix(path.name)):
                 partial.unlink(missing_ok=True)
@@ -111,6 +194,13 @@ def tidy(job: Job, targets: dict[str, Path]) -> None:
 def plan_id_of(folder: Path) -> str | None:
     plan = stored_plan(folder)
     return None if plan is None else plan.plan_id
+
+
+def _is_canvas(folder: Path) -> bool:
+    """Whether this program made a folder, even where its plan can no longer be read."""
+    return plan_id_of(folder) is not None or any(
+        (folder / "_engine" / mark).exists() for mark in ("plan.json", "ledger")
+    )
 
 
 def announce(scratch: Path, targets: dict[str, Path]) -> None:
@@ -130,11 +220,12 @@ def refuse_taken(plan: Plan, targets: dict[str, Path], job: Job) -> None:
         if path.exists() and any(path.samefile(own) for own in (job.image, job.mask) if own is not None):
             raise OutputExists(f"{path}: the output would replace its own input; choose another --out")
         if name == "ome-zarr":
-            ours, foreign = plan_id_of(path) == plan.plan_id, path.is_dir() and plan_id_of(path) is None
+            ours, foreign = plan_id_of(path) == plan.plan_id, path.is_dir() and not _is_canvas(path)
         else:
-            ours, foreign = name in finished or (scratch / f"exporting-{name}").exists(), path.is_dir()
+            ours = name in finished or (scratch / f"exporting-{name}").exists()
+            foreign = path.is_dir() and not (name == "iiif" and (path / "info.json").is_file())
         _refuse(path, plan, taken=os.path.lexists(path) and not ours and not job.replace, foreign=foreign)
-    path = _receipt_path(job)
+    path = receipt_path(job.out, job.name)
     other = not finished and not any(scratch.glob("exporting-*"))
     _refuse(path, plan, taken=os.path.lexists(path) and other and not job.replace, foreign=path.is_dir())
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import InputError
+from engine.errors import InputError, OutputExists
 from engine.geometry import Box, Size
 from engine.guide import make_guide
-from engine.image import ArrayPicture, ImageInfo, Pixels, Source, decode, probe
+from engine.image import ArrayPicture, ImageInfo, Pixels, Source, decode, digest, probe
 from engine.mask import Mask, array_mask, find_mask, no_mask, read_mask
+from engine.metadata import Metadata
 from engine.models.checkpoint import for_degradation, load
 from engine.models.runner import TorchRunner
 from engine.planning import (
@@ -25,10 +26,21 @@ from engine.planning import (
     make_plan,
     network_operations,
     output_region,
+    output_size,
     render_scale,
     resolved_precision,
 )
-from engine.receipt import Job, Receipt, announce, is_finished, plan_id_of, refuse_taken, tidy, write_receipt
+from engine.receipt import (
+    Job,
+    Receipt,
+    announce,
+    is_finished,
+    keeps_canvas,
+    plan_id_of,
+    refuse_taken,
+    tidy,
+    write_receipt,
+)
 from engine.render import Renderer, Tiling
 from engine.resample import resample_area
 from engine.residual import aggregate
@@ -37,6 +49,7 @@ from engine.tiling.canvas import Canvas
 from engine.tiling.execute import ShardEnd, run
 from engine.tiling.export import SUFFIX, check_format, export
 from engine.tiling.grid import ShardKey
+from engine.tiling.layout import stored_metadata
 from engine.tiling.plan import Plan, validate
 from engine.tiling.pyramid import HalveShard
 
@@ -57,19 +70,26 @@ class Restorer:
 
     def plan(self, job: Job, request: Request) -> tuple[Plan, Tiling, ImageInfo]:
         """What would be done, from headers and digests; nothing is decoded or written."""
-        info = probe(job.image, max_pixels=job.max_pixels)
+        info = probe(job.image, max_pixels=job.max_pixels, page=request.page)
         mask_sha256 = "none" if job.mask is None else digest_of(job.mask).sha256
         plan, tiling = make_plan(
             request,
             info,
             self.checkpoint.card,
             name=job.name,
-            input_sha256=digest_of(job.image).sha256,
+            input_sha256=digest(info),
             mask_sha256=mask_sha256,
             num_formats=len(set(job.formats) - {"ome-zarr"}),
         )
         for name in job.formats:
-            check_format(name, size=plan.size, channels=plan.channels, dtype=plan.dtype)
+            check_format(
+                name,
+                size=plan.size,
+                channels=plan.channels,
+                dtype=plan.dtype,
+                metadata=carried(info, request),
+                tiff_compression=job.tiff_compression,
+            )
         return plan, tiling, info
 
     def restore(self, job: Job, request: Request, progress: Progress | None = None) -> Receipt:
@@ -82,7 +102,7 @@ class Restorer:
             refuse_taken(plan, targets, job)
             published = job.out / f"{job.name}{SUFFIX['ome-zarr']}"
             if plan_id_of(published) == plan.plan_id:  # made earlier; another format is wanted now
-                _export(Canvas.load(published), targets, info)
+                _export(Canvas.load(published), targets, job, carried(info, request))
                 write_receipt(plan, targets, job)
             else:
                 validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
@@ -104,7 +124,7 @@ class Restorer:
         with storage_errors(job.out):
             make_folders(job.out)
         done = reused = 0
-        with Canvas.open(plan, job.out) as canvas:
+        with Canvas.open(plan, job.out, metadata=carried(info, request)) as canvas:
             tidy(job, targets)
             for end in run(canvas, drawing_order(plan, tiling), _Work(self, canvas, job, request, info, tiling)):
                 done += 1
@@ -112,10 +132,10 @@ class Restorer:
                 if progress is not None:
                     progress(end, plan)
             announce(canvas.scratch, targets)
-            _export(canvas, targets, info)
+            _export(canvas, targets, job, carried(info, request))
             write_receipt(plan, targets, job)
-            if "ome-zarr" in targets:
-                canvas.publish(targets["ome-zarr"], replace=job.replace)
+            if keeps_canvas(plan, targets, job):
+                canvas.publish(job.out / f"{job.name}{SUFFIX['ome-zarr']}", replace=job.replace)
             else:
                 canvas.discard()
         return done, reused
@@ -181,7 +201,8 @@ class _Work:
                 else read_mask(self._job.mask, size=source.size, scratch=scratch)
             )
         except InputError:
-            self._canvas.discard()  # nothing was computed, nothing is to be resumed
+            if not any(self._canvas.is_done(key) for key in self._canvas.grid.all_keys()):
+                self._canvas.discard()  # nothing was computed, nothing is to be resumed
             raise
         return self._restorer.renderer(source, mask, self._request, self._tiling, scratch)
 
@@ -201,20 +222,55 @@ def _draw(renderer: Renderer, plan: Plan, request: Request, size: Size, box: Box
     return resample_area(renderer.draw(drawn), have, box, source=enlarged, target=plan.size)
 
 
-def _export(canvas: Canvas, targets: dict[str, Path], info: ImageInfo) -> None:
+def _export(canvas: Canvas, targets: dict[str, Path], job: Job, metadata: Metadata) -> None:
     """The picture formats, each written once and given its name when complete."""
     plan = canvas.plan
     for name, path in targets.items():
         if name != "ome-zarr":
             export(
-                canvas.read,
-                size=plan.size,
+                lambda level, box: canvas.read(box, level=level),
+                level_sizes=plan.grid.level_sizes,
                 channels=plan.channels,
                 dtype=plan.dtype,
                 fmt=name,
                 path=path,
-                metadata=info.metadata,
+                metadata=metadata,
+                tiff_compression=job.tiff_compression,
             )
+
+
+def export_finished(
+    canvas: Path, *, out: Path, formats: Sequence[str], tiff_compression: str = "deflate", replace: bool = False
+) -> list[Path]:
+    """Write a finished canvas in more formats, as `out/<its name><suffix>`; the canvas stays as it is.
+
+    Raises OutputExists for a file that is there already and is not to be replaced, and what `export` raises.
+    """
+    source = Canvas.load(canvas)
+    made: list[Path] = []
+    for name in formats:
+        path = out / f"{source.plan.name}{SUFFIX[name]}"
+        if path.exists() and not replace:
+            raise OutputExists(f"{path}: exists already; choose another --out, or give --replace")
+        export(
+            lambda level, box: source.read(box, level=level),
+            level_sizes=source.grid.level_sizes,
+            channels=source.plan.channels,
+            dtype=source.plan.dtype,
+            fmt=name,
+            path=path,
+            metadata=stored_metadata(canvas),
+            tiff_compression=tiff_compression,
+        )
+        made.append(path)
+    return made
+
+
+def carried(info: ImageInfo, request: Request) -> Metadata:
+    """What of the input's metadata goes into the outputs: an enlarged scan keeps its size in millimetres."""
+    metadata = info.metadata.stripped() if request.strip_metadata else info.metadata
+    region = output_region(request, info.size).size
+    return metadata.enlarged(output_size(request, info.size).long_side / region.long_side)
 
 
 def restore(

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Self
 from uuid import uuid4
 
-from zarr.core.buffer import Buffer
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from engine.errors import StorageError, StorageFull, StorageReadOnly
@@ -75,6 +76,7 @@ def free_bytes(path: Path) -> int:
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Stores `data` under `path`, replacing what was there; when it returns, the object survives a power cut."""
     with storage_errors(path, needed_bytes=len(data)), _temporary(path, data) as temporary:
+        hit("rename")
         os.replace(temporary, path)
         hit("rename")
         fsync_folder(path.parent)
@@ -83,11 +85,12 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 def create_only(path: Path, data: bytes | memoryview) -> bool:
     """As `write_atomic`, but an object that is already there stays: then False."""
     with storage_errors(path, needed_bytes=len(data)), _temporary(path, data) as temporary:
+        hit("link")
         try:
             os.link(temporary, path)
         except FileExistsError:
             return False
-        hit("rename")
+        hit("link")
         temporary.unlink()
         fsync_folder(path.parent)
         return True
@@ -99,14 +102,14 @@ def _temporary(path: Path, data: bytes | memoryview) -> Generator[Path]:
     make_folders(path.parent)
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:
-        hit("temp-write")
+        hit("open")
         with temporary.open("xb") as stream:
+            hit("temp-write")
             stream.write(data)
             stream.flush()
             hit("temp-write")
             hit("fsync")
             os.fsync(stream.fileno())
-        hit("rename")
         yield temporary
     finally:
         with suppress(OSError):  # the first error is the one worth telling
@@ -118,6 +121,7 @@ def make_folders(folder: Path) -> None:
     if folder.is_dir():
         return
     make_folders(folder.parent)
+    hit("mkdir")
     try:
         folder.mkdir(exist_ok=True)
     except FileExistsError:
@@ -127,6 +131,7 @@ def make_folders(folder: Path) -> None:
 
 def fsync_folder(folder: Path) -> None:
     """Flushes the entries of a folder: a rename or an unlink in it survives a power cut."""
+    hit("fsync-folder")
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -166,9 +171,11 @@ def remove_replaced(final: Path) -> None:
 
 def digest_of(path: Path) -> Digest:
     """Reads a stored object again, in pieces, and tells its digest."""
-    with storage_errors(path), path.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        return Digest(sha256, stream.tell())
+    with storage_errors(path):
+        hit("read")
+        with path.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            return Digest(sha256, stream.tell())
 
 
 class FileLock:
@@ -202,7 +209,24 @@ class FileLock:
             self._descriptor = None
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock on `path`. Nothing is written, and no file there is no lock."""
+    with storage_errors(path):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+
 def _open_lock(path: Path) -> int | None:
+    hit("open")
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except FileNotFoundError:
@@ -225,6 +249,13 @@ class DurableStore(LocalStore):
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
         super().__init__(root, read_only=read_only)
         self._digests: dict[str, Digest] = {}
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """A stored object or a part of it; None where there is none."""
+        hit("read")
+        return await super().get(key, prototype, byte_range)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Stores one whole object under `key`."""

@@ -1,7 +1,8 @@
-"""The first picture of a TIFF or BigTIFF file, as its tags describe it, and whether all of its bytes are there.
+"""One picture of a TIFF or BigTIFF file, as its tags describe it, and whether all of its bytes are there.
 
-Written from TIFF revision 6.0 (1992) and the BigTIFF design (libtiff). libtiff itself forgives cut off files, several
-pages and alpha that is multiplied into the colours; a scan to be restored must not be guessed at, so this refuses them.
+Written from TIFF revision 6.0 (1992) and the BigTIFF design (libtiff). libtiff itself forgives cut off files and shows
+the first of several pages; a scan to be restored must not be guessed at, so this refuses them. Directories that are
+reduced pictures of others (pyramid levels, thumbnails) or masks of them are no pages.
 """
 
 import os
@@ -12,57 +13,73 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.errors import UnreadableInput, UnsupportedInput
 from engine.geometry import Size, ceil_div
+from engine.picture_header import Header
 
-_MAX_DIRECTORIES = 64
-_MAX_SEGMENTS = 1 << 24
+_MAX_DIRECTORIES = 512
+_MAX_ENTRIES = 4096
+_MAX_SEGMENTS = 1 << 20
+_MAX_VALUES = 64
+"""Of all tags but those of strips, tiles and palettes."""
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _UINT_CODES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-_STRIP_OFFSETS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR = 273, 277, 278, 279, 284
-_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _EXTRA, _FORMAT = 322, 323, 324, 325, 338, 339
+_STRIP_OFFSETS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _COLOURS = 273, 277, 278, 279, 284, 320
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _INKS, _EXTRA, _FORMAT = 322, 323, 324, 325, 332, 338, 339
 
-_NONE, _JPEG = 1, 7
-_COMPRESSIONS = (_NONE, 2, 3, 4, 5, _JPEG, 8, 32773, 32946)
+_NONE, _JPEG, _ZSTD = 1, 7, 50000
+_COMPRESSIONS = (_NONE, 2, 3, 4, 5, _JPEG, 8, 32773, 32946, _ZSTD)
 _FAX = (2, 3, 4)
-_COLOUR_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 6: 3}
-_PALETTE, _YCBCR = 3, 6
-_PHOTOMETRIC_NAMES = {
-    4: "a transparency mask",
-    5: "CMYK",
-    8: "CIE Lab",
-    9: "ICC Lab",
-    10: "ITU Lab",
-    32803: "a raw CFA",
-}
-_STRAIGHT_ALPHA = 2
-_EXTRA_NAMES = {0: "a channel of unknown meaning", 1: "alpha multiplied into the colours"}
+_COLOUR_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
+_PALETTE, _CMYK, _YCBCR = 3, 5, 6
+_PHOTOMETRIC_NAMES = {4: "a transparency mask", 8: "CIE Lab", 9: "ICC Lab", 10: "ITU Lab", 32803: "a raw CFA"}
+_NOT_A_PAGE = 1 | 4
+_INTEGER, _FLOAT = 1, 3
+_PREMULTIPLIED, _STRAIGHT = 1, 2
+_CMYK_INKS = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """The stored pixels of the first directory."""
+class _Entry:
+    """One tag: its values lie in `data`, or in the file from `offset` on."""
 
-    size: Size
-    channels: int
-    """After a palette is expanded to RGB."""
-    dtype: str
-    working_bytes: int
-    """The longest compressed strip, or one row of tiles, decoded: what a reader must hold at once."""
+    kind: int
+    count: int
+    data: bytes
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Directory:
-    path: Path
-    tags: dict[int, tuple[int, ...]]
-    """The values of every tag whose type is an unsigned integer and that this module asks for."""
+    reader: "_Reader"
+    index: int
+    entries: dict[int, _Entry]
+
+    def values(self, tag: int, most: int = _MAX_VALUES) -> NDArray[np.uint64]:
+        """The unsigned integers of a tag; none where it is absent, of another type, or has more than `most`."""
+        entry = self.entries.get(tag)
+        if entry is None or entry.kind not in _UINT_CODES or not 0 < entry.count <= most:
+            return np.empty(0, np.uint64)
+        code = np.dtype(self.reader.order + _UINT_CODES[entry.kind])
+        num_bytes = entry.count * code.itemsize
+        raw = entry.data[:num_bytes] or self.reader.take(entry.offset, num_bytes)
+        return np.frombuffer(raw, code).astype(np.uint64)
 
     def one(self, tag: int, default: int = 0) -> int:
-        values = self.tags.get(tag, ())
-        return values[0] if values else default
+        values = self.values(tag, 1 << 16)
+        return int(values[0]) if len(values) else default
+
+    def count(self, tag: int) -> int:
+        entry = self.entries.get(tag)
+        return 0 if entry is None else entry.count
+
+    @property
+    def path(self) -> Path:
+        return self.reader.path
 
     @property
     def size(self) -> Size:
@@ -70,7 +87,7 @@ class _Directory:
 
     @property
     def tiled(self) -> bool:
-        return _TILE_OFFSETS in self.tags
+        return _TILE_OFFSETS in self.entries
 
     @property
     def segment_size(self) -> Size:
@@ -82,55 +99,142 @@ class _Directory:
     def separate_planes(self) -> bool:
         return self.one(_PLANAR, 1) == 2
 
+    @property
+    def is_page(self) -> bool:
+        return not self.one(_SUBFILE) & _NOT_A_PAGE
+
     def row_bytes(self, width_px: int) -> int:
         samples = 1 if self.separate_planes else self.one(_SAMPLES, 1)
         return ceil_div(width_px * samples * self.one(_BITS, 1), 8)
 
 
-def read_layout(file: BufferedReader, path: Path) -> Layout:
-    """Raises UnsupportedInput for what is not restored, UnreadableInput where bytes are missing."""
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """What the values of a directory are."""
+
+    channels: int
+    """After a palette is expanded to RGB and CMYK is converted to it."""
+    dtype: str
+    conversion: str = ""
+    palette: tuple[tuple[int, int, int], ...] = ()
+
+
+def read_header(file: BufferedReader, path: Path, *, page: int | None) -> Header:
+    """The header of one page, counted from 0; of the only one where `page` is None.
+
+    Raises UnsupportedInput for what is not restored, UnreadableInput where bytes are missing.
+    """
     directories = _Reader(file, path).directories()
-    first = directories[0]
-    if first.one(_SUBFILE) & 1 or any(not later.one(_SUBFILE) & 1 for later in directories[1:]):
-        _refuse(path, f"{len(directories)} pages", "one page is restored; split it into files")
-    if min(first.size.h, first.size.w) < 1:
-        raise UnreadableInput(f"{path}: a TIFF of {first.size} px: its header is damaged. Copy or scan it anew.")
-    channels = _check_samples(first)
+    chosen = _chosen(path, directories, page)
+    if min(chosen.size.h, chosen.size.w) < 1:
+        raise UnreadableInput(f"{path}: a TIFF of {chosen.size} px: its header is damaged. Copy or scan it anew.")
+    samples = _check_samples(chosen)
     num_bytes = os.fstat(file.fileno()).st_size
     for directory in directories:
-        _check_segments(directory, num_bytes)
-    dtype = "uint16" if first.one(_BITS, 1) == 16 else "uint8"
-    return Layout(first.size, channels, dtype, _working_bytes(first))
+        if directory is chosen or not directory.is_page:
+            _check_segments(directory, num_bytes)
+    needs_tifffile = (
+        (chosen.separate_planes and chosen.tiled)
+        or chosen.one(_COMPRESSION) == _ZSTD
+        or bool(samples.palette)
+        or samples.conversion == "premultiplied"
+    )
+    return Header(
+        "tiff",
+        chosen.size,
+        samples.channels,
+        samples.dtype,
+        _working_bytes(chosen, streamed=not needs_tifffile),
+        conversion=samples.conversion,
+        directory=chosen.index,
+        needs_tifffile=needs_tifffile,
+        palette=samples.palette,
+    )
 
 
-def _check_samples(first: _Directory) -> int:
-    """The number of channels of the expanded picture."""
-    path, photometric, bits = first.path, first.one(_PHOTOMETRIC, -1), first.tags.get(_BITS, (1,))
-    samples, compression = first.one(_SAMPLES, 1), first.one(_COMPRESSION, _NONE)
+def _chosen(path: Path, directories: "list[_Directory]", page: int | None) -> _Directory:
+    pages = [directory for directory in directories if directory.is_page]
+    if not pages:
+        _refuse(path, f"{len(directories)} reduced pictures or masks and no page", "save the picture alone")
+    if page is None and len(pages) > 1:
+        _refuse(path, f"{len(pages)} pages", f"choose one with --page 0 to {len(pages) - 1}, or split it into files")
+    if page is not None and not 0 <= page < len(pages):
+        _refuse(path, f"{len(pages)} pages", f"page {page} is asked for; the first is 0, the last {len(pages) - 1}")
+    return pages[page or 0]
+
+
+def _check_samples(chosen: _Directory) -> _Samples:
+    path, photometric = chosen.path, chosen.one(_PHOTOMETRIC, -1)
+    samples, compression = chosen.one(_SAMPLES, 1), chosen.one(_COMPRESSION, _NONE)
     if photometric not in _COLOUR_CHANNELS:
         name = _PHOTOMETRIC_NAMES.get(photometric, f"colour model {photometric}")
-        _refuse(path, name, "grey and RGB are restored; convert it to RGB")
+        _refuse(path, name, "grey, RGB and CMYK are restored; convert it to RGB")
     if compression not in _COMPRESSIONS:
-        _refuse(path, f"compression {compression}", "save it uncompressed or with LZW or Deflate")
-    if set(first.tags.get(_FORMAT, (1,))) != {1}:
-        _refuse(path, "floating-point or signed numbers", "convert it to 8 or 16 bit unsigned")
-    extra = samples - _COLOUR_CHANNELS[photometric]
-    allowed = (8,) if photometric in (_PALETTE, _YCBCR) or compression == _JPEG else (8, 16)
-    allowed = (*allowed, 1) if photometric in (0, 1) and samples == 1 else allowed
-    if len(set(bits)) != 1 or bits[0] not in allowed or (compression in _FAX and bits[0] != 1):
-        _refuse(path, f"{'/'.join(map(str, bits))} bits per channel", "convert it to 8 or 16 bit")
-    if extra not in (0, 1) or (extra and photometric in (_PALETTE, _YCBCR)):
-        _refuse(
-            path, f"{samples} channels", "grey and RGB with at most one alpha channel are restored; remove the rest"
-        )
-    if extra and first.tags.get(_EXTRA) != (_STRAIGHT_ALPHA,):
-        what = _EXTRA_NAMES.get(first.one(_EXTRA), "more channels than its colour model has")
-        _refuse(path, what, "save it with straight (unassociated) alpha or without")
+        _refuse(path, f"compression {compression}", "save it uncompressed or with LZW, Deflate or Zstandard")
+    if photometric == _CMYK and chosen.one(_INKS, _CMYK_INKS) != _CMYK_INKS:
+        _refuse(path, "inks other than CMYK", "convert it to RGB")
     if photometric == _YCBCR and compression != _JPEG:
         _refuse(path, "YCbCr without JPEG compression", "convert it to RGB")
-    if first.separate_planes and first.tiled:
-        _refuse(path, "tiles in separate planes", "save it with interleaved channels")
-    return 3 if photometric == _PALETTE else samples
+    if chosen.separate_planes and compression == _JPEG and photometric == _YCBCR:
+        _refuse(path, "YCbCr in separate planes", "save it with interleaved channels")
+    bits, is_float = _check_bits(chosen, photometric, samples, compression)
+    conversion = "float" if is_float else "cmyk" if photometric == _CMYK else ""
+    if _check_alpha(chosen, photometric, samples) == _PREMULTIPLIED:
+        if is_float:
+            _refuse(path, "floating-point alpha multiplied into the colours", "save it with straight alpha")
+        conversion = "premultiplied"
+    dtype = "uint8" if bits <= 8 else "uint16"
+    if photometric == _PALETTE:
+        palette = _deep_palette(chosen, bits)
+        return _Samples(3, "uint16" if palette else dtype, palette=palette)
+    return _Samples(3 if photometric == _CMYK else samples, dtype, conversion)
+
+
+def _check_bits(chosen: _Directory, photometric: int, samples: int, compression: int) -> tuple[int, bool]:
+    """Bits per sample, and whether they are floating point."""
+    path, formats = chosen.path, {int(value) for value in chosen.values(_FORMAT)} or {_INTEGER}
+    bits = [int(value) for value in chosen.values(_BITS)] or [1]
+    allowed = (8,) if photometric == _YCBCR or compression == _JPEG else (8, 16)
+    allowed = (*allowed, 1) if photometric in (0, 1) and samples == 1 else allowed
+    is_float = formats == {_FLOAT}
+    if is_float:
+        allowed = (32,) if photometric in (1, 2) and compression != _JPEG else ()
+    elif formats != {_INTEGER}:
+        _refuse(path, "signed or other numbers", "convert it to 8 or 16 bit unsigned")
+    if len(set(bits)) != 1 or bits[0] not in allowed or (compression in _FAX and bits[0] != 1):
+        kind = " floating-point" if is_float else ""
+        _refuse(path, f"{'/'.join(map(str, bits[:8]))}{kind} bits per channel", "convert it to 8 or 16 bit")
+    return bits[0], is_float
+
+
+def _check_alpha(chosen: _Directory, photometric: int, samples: int) -> int:
+    """The kind of the alpha channel, 0 where there is none."""
+    extra = samples - _COLOUR_CHANNELS[photometric]
+    if extra not in (0, 1) or (extra and photometric in (_PALETTE, _CMYK, _YCBCR)):
+        remedy = "grey and RGB with at most one alpha channel are restored, CMYK without; remove the rest"
+        _refuse(chosen.path, f"{samples} channels", remedy)
+    if not extra:
+        return 0
+    kinds = [int(value) for value in chosen.values(_EXTRA)]
+    if kinds not in ([_PREMULTIPLIED], [_STRAIGHT]):
+        what = "a channel of unknown meaning" if kinds == [0] else "more channels than its colour model has"
+        _refuse(chosen.path, what, "save it with straight (unassociated) alpha or without")
+    return kinds[0]
+
+
+def _deep_palette(chosen: _Directory, bits: int) -> tuple[tuple[int, int, int], ...]:
+    """The colours where libtiff would cut them to 8 bit, else none: it expands 8-bit and 16-bit indices itself."""
+    colours = chosen.values(_COLOURS, 3 << 16)
+    if len(colours) != 3 << bits:
+        raise UnreadableInput(
+            f"{chosen.path}: a palette of {3 << bits} values is needed, it has {len(colours)}. Copy it anew."
+        )
+    low = colours & 0xFF
+    if bits == 16 or bool(((low == 0) | (low == colours >> 8)).all()):
+        return ()
+    if colours.max() < 256:
+        _refuse(chosen.path, f"a palette of colours up to {int(colours.max())} of 65535", "save it as RGB")
+    return tuple((int(r), int(g), int(b)) for r, g, b in colours.reshape(3, -1).T)
 
 
 def _check_segments(directory: _Directory, num_bytes: int) -> None:
@@ -138,16 +242,18 @@ def _check_segments(directory: _Directory, num_bytes: int) -> None:
     path, size, segment = directory.path, directory.size, directory.segment_size
     if min(size.h, size.w, segment.h, segment.w) < 1:
         raise UnreadableInput(f"{path}: strips or tiles of {segment} px: the header is damaged. Copy or scan it anew.")
-    offsets = np.array(directory.tags.get(_TILE_OFFSETS if directory.tiled else _STRIP_OFFSETS, ()), np.uint64)
-    lengths = np.array(directory.tags.get(_TILE_BYTES if directory.tiled else _STRIP_BYTES, ()), np.uint64)
     planes = directory.one(_SAMPLES, 1) if directory.separate_planes else 1
     needed = ceil_div(size.h, segment.h) * ceil_div(size.w, segment.w) * planes
-    if len(offsets) != needed or len(lengths) != needed or not lengths.all():
-        raise UnreadableInput(
-            f"{path}: {needed} strips or tiles are needed, {int(np.count_nonzero(lengths))} have data. Copy it anew."
-        )
+    if needed > _MAX_SEGMENTS:
+        _refuse(path, f"{needed:,} strips or tiles, the limit is {_MAX_SEGMENTS:,}", "save it in larger ones")
+    tags = (_TILE_OFFSETS, _TILE_BYTES) if directory.tiled else (_STRIP_OFFSETS, _STRIP_BYTES)
+    counts = [directory.count(tag) for tag in tags]
+    offsets, lengths = (directory.values(tag, needed) for tag in tags)
+    if counts != [needed, needed] or len(offsets) != needed or len(lengths) != needed or not lengths.all():
+        found = min(counts[1], int(np.count_nonzero(lengths)) if counts[1] == needed else counts[1])
+        raise UnreadableInput(f"{path}: {needed} strips or tiles are needed, {found} have data. Copy it anew.")
     end = int(offsets.max()) + int(lengths[int(offsets.argmax())])
-    if int(lengths.max()) > num_bytes or int((offsets + lengths).max()) > num_bytes:
+    if max(int(lengths.max()), int(offsets.max())) > num_bytes or int((offsets + lengths).max()) > num_bytes:
         raise UnreadableInput(f"{path}: truncated: {end} bytes are needed, it has {num_bytes}. Copy or scan it anew.")
     if directory.one(_COMPRESSION, _NONE) == _NONE:
         rows = np.full(needed, segment.h)
@@ -157,12 +263,15 @@ def _check_segments(directory: _Directory, num_bytes: int) -> None:
             raise UnreadableInput(f"{path}: a strip or tile is shorter than its pixels. Copy or scan it anew.")
 
 
-def _working_bytes(first: _Directory) -> int:
-    segment = first.segment_size
-    if first.tiled:
-        return ceil_div(first.size.w, segment.w) * segment.h * first.row_bytes(segment.w)
+def _working_bytes(chosen: _Directory, *, streamed: bool) -> int:
+    """The longest compressed strip, or one row of tiles, decoded: what a reader must hold at once."""
+    segment = chosen.segment_size
+    if chosen.tiled or not streamed:
+        planes = chosen.one(_SAMPLES, 1) if chosen.separate_planes else 1
+        columns = ceil_div(chosen.size.w, segment.w)
+        return columns * segment.h * chosen.row_bytes(segment.w) * planes
     # large strips are decoded line by line, from all of their compressed bytes
-    return 0 if first.one(_COMPRESSION, _NONE) == _NONE else max(first.tags[_STRIP_BYTES])
+    return 0 if chosen.one(_COMPRESSION, _NONE) == _NONE else int(chosen.values(_STRIP_BYTES, _MAX_SEGMENTS).max())
 
 
 def _refuse(path: Path, what: str, remedy: str) -> NoReturn:
@@ -180,11 +289,15 @@ class _Reader:
         self.big = self.uint(head[2:4]) == 43
         self.start = self.uint(self.take(8, 8)) if self.big else self.uint(head[4:8])
 
-    def take(self, offset: int, num_bytes: int) -> bytes:
-        if offset + num_bytes > self.num_bytes:
+    def check(self, end: int) -> None:
+        """Raises UnreadableInput where the file is shorter."""
+        if end > self.num_bytes:
             raise UnreadableInput(
-                f"{self.path}: truncated: {offset + num_bytes} bytes are needed, it has {self.num_bytes}. Copy it anew."
+                f"{self.path}: truncated: {end} bytes are needed, it has {self.num_bytes}. Copy it anew."
             )
+
+    def take(self, offset: int, num_bytes: int) -> bytes:
+        self.check(offset + num_bytes)
         self.file.seek(offset)
         return self.file.read(num_bytes)
 
@@ -198,49 +311,30 @@ class _Reader:
             if offset in seen or len(found) == _MAX_DIRECTORIES:
                 _refuse(self.path, f"more than {len(found)} pages, or pages in a circle", "split it into files")
             seen.add(offset)
-            directory, offset = self.directory(offset)
-            found.append(directory)
+            entries, offset = self.entries(offset)
+            found.append(_Directory(self, len(found), entries))
         if not found:
             raise UnreadableInput(f"{self.path}: a TIFF without a picture: its header is damaged. Copy it anew.")
         return found
 
-    def directory(self, offset: int) -> tuple[_Directory, int]:
+    def entries(self, offset: int) -> tuple[dict[int, _Entry], int]:
         """One directory and the offset of the next (0 when it is the last)."""
         count_bytes, entry_bytes, link_bytes = (8, 20, 8) if self.big else (2, 12, 4)
         num = self.uint(self.take(offset, count_bytes))
-        entries = self.take(offset + count_bytes, num * entry_bytes + link_bytes)
-        tags: dict[int, tuple[int, ...]] = {}
-        for at in range(0, num * entry_bytes, entry_bytes):
-            tag, values = self.entry(entries[at : at + entry_bytes])
-            tags.setdefault(tag, values)
-        return _Directory(self.path, tags), self.uint(entries[num * entry_bytes :])
+        if num > _MAX_ENTRIES:
+            _refuse(self.path, f"{num:,} tags, the limit is {_MAX_ENTRIES:,}", "save it anew")
+        data = self.take(offset + count_bytes, num * entry_bytes + link_bytes)
+        entries: dict[int, _Entry] = {}
+        layout, inline_bytes = self.order + ("HHQ8s" if self.big else "HHL4s"), link_bytes
+        for tag, kind, count, inline in struct.iter_unpack(layout, data[:-link_bytes]):
+            if tag not in entries:
+                entries[tag] = self.entry(kind, count, inline, inline_bytes)
+        return entries, self.uint(data[num * entry_bytes :])
 
-    def entry(self, data: bytes) -> tuple[int, tuple[int, ...]]:
-        tag, kind = struct.unpack(self.order + "HH", data[:4])
-        inline_bytes = 8 if self.big else 4
-        count, inline = self.uint(data[4:-inline_bytes]), data[-inline_bytes:]
+    def entry(self, kind: int, count: int, inline: bytes, inline_bytes: int) -> _Entry:
         length = count * _TYPE_BYTES.get(kind, 1)
-        if length > inline_bytes:
-            offset = self.uint(inline)
-            self.take(offset + length, 0)
-        if kind not in _UINT_CODES or not 0 < count <= _MAX_SEGMENTS or tag not in _READ_TAGS:
-            return tag, ()
-        raw = inline[:length] if length <= inline_bytes else self.take(self.uint(inline), length)
-        return tag, tuple(np.frombuffer(raw, self.order + _UINT_CODES[kind]).tolist())
-
-
-_READ_TAGS = {
-    *(
-        _SUBFILE,
-        _WIDTH,
-        _HEIGHT,
-        _BITS,
-        _COMPRESSION,
-        _PHOTOMETRIC,
-        _STRIP_OFFSETS,
-        _SAMPLES,
-        _STRIP_ROWS,
-        _STRIP_BYTES,
-    ),
-    *(_PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _EXTRA, _FORMAT),
-}
+        if length <= inline_bytes:
+            return _Entry(kind, count, inline[:length], 0)
+        offset = self.uint(inline)
+        self.check(offset + length)
+        return _Entry(kind, count, b"", offset)

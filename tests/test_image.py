@@ -325,7 +325,7 @@ def test_disguised_names_are_refused(name, rng, tmp_path):
 
 def test_other_formats_never_reach_a_decoder(rng, tmp_path):
     image = Image.fromarray(noise(rng))
-    for name, named in (("a.gif", "b.png"), ("a.webp", "b.jpg"), ("a.bmp", "b.tif"), ("a.pdf", "c.png")):
+    for name, named in (("a.gif", "b.png"), ("a.ico", "b.jpg"), ("a.bmp", "b.tif"), ("a.pdf", "c.png")):
         image.save(tmp_path / name)
         refused(tmp_path / name, tmp_path / "s", UnsupportedInput)
         (tmp_path / name).rename(tmp_path / named)
@@ -378,20 +378,17 @@ def test_unsupported_jpegs_and_pngs(rng, tmp_path):
         ("2 pages", np.zeros((2, 20, 20, 3), np.uint8), {"photometric": "rgb"}),
         ("CMYK", np.zeros((20, 20, 4), np.uint8), {"photometric": "separated", "extrasamples": []}),
         ("Lab", np.zeros((20, 20, 3), np.uint8), {"photometric": "cielab"}),
-        ("floating", np.zeros((20, 20, 3), np.float32), {"photometric": "rgb"}),
+        ("64/64/64 floating-point bits", np.zeros((20, 20, 3), np.float64), {"photometric": "rgb"}),
+        ("16/16/16 floating-point bits", np.zeros((20, 20, 3), np.float16), {"photometric": "rgb"}),
         ("signed", np.zeros((20, 20, 3), np.int16), {"photometric": "rgb"}),
         ("32/32/32 bits", np.zeros((20, 20, 3), np.uint32), {"photometric": "rgb"}),
-        ("multiplied", np.zeros((20, 20, 4), np.uint8), {"extrasamples": ["assocalpha"]}),
         ("unknown meaning", np.zeros((20, 20, 4), np.uint8), {"extrasamples": ["unspecified"]}),
-        ("compression 50000", np.zeros((20, 20, 3), np.uint8), {"compression": "zstd"}),
+        ("compression 34925", np.zeros((20, 20, 3), np.uint8), {"compression": "lzma"}),
         ("tiles are too large", np.zeros((20, 20, 3), np.uint8), {"tile": (512, 512)}),
         ("5 channels", np.zeros((20, 20, 5), np.uint8), {"photometric": "rgb", "extrasamples": [2, 0]}),
-        ("separate planes", np.zeros((3, 40, 40), np.uint8), {"planarconfig": "separate", "tile": (16, 16)}),
     ],
 )
 def test_unsupported_tiffs(what, pixels, options, tmp_path):
-    if options.get("planarconfig"):
-        options = {"photometric": "rgb", **options}
     if pixels.ndim == 4:
         tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
     else:

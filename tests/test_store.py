@@ -14,7 +14,7 @@ from zarr.core.buffer import default_buffer_prototype
 
 from engine import failpoints, store
 from engine.errors import StorageError, StorageFull, StorageReadOnly
-from engine.store import DurableStore, FileLock, create_only, remove_partials, storage_error, write_atomic
+from engine.store import DurableStore, FileLock, create_only, is_locked, remove_partials, storage_error, write_atomic
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_file_and_folders_are_flushed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("write", [write_atomic, create_only])
-@pytest.mark.parametrize("place", ["temp-write:1", "temp-write:2", "fsync:1", "rename:1"])
+@pytest.mark.parametrize("place", ["open:1", "temp-write:1", "temp-write:2", "fsync:1"])
 @pytest.mark.parametrize(("action", "kind"), [("enospc", StorageFull), ("eio", StorageError)])
 def test_failed_write_leaves_nothing(tmp_path, failpoint, write, place, action, kind):
     failpoint(f"{place}:{action}")
@@ -94,6 +94,31 @@ def test_failed_write_leaves_nothing(tmp_path, failpoint, write, place, action, 
     assert files(tmp_path) == []
     write(tmp_path / "object", b"bytes")  # the failpoint acts once
     assert (tmp_path / "object").read_bytes() == b"bytes"
+
+
+@pytest.mark.parametrize(("write", "place"), [(write_atomic, "rename:1"), (create_only, "link:1")])
+def test_failed_move_leaves_nothing(tmp_path, failpoint, write, place):
+    failpoint(f"{place}:eio")
+    with pytest.raises(StorageError, match="object"):
+        write(tmp_path / "object", b"bytes")
+    assert files(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named_by_the_object(tmp_path, failpoint):
+    failpoint("mkdir:2:enospc")
+    with pytest.raises(StorageFull, match="new/deep/object"):
+        write_atomic(tmp_path / "new" / "deep" / "object", b"bytes")
+    assert files(tmp_path) == []
+
+
+def test_asking_for_a_lock_changes_nothing(tmp_path):
+    assert not is_locked(tmp_path / "folder" / "lock")
+    assert not (tmp_path / "folder").exists()
+    lock = FileLock.try_take(tmp_path / "folder" / "lock")
+    assert lock is not None
+    assert is_locked(tmp_path / "folder" / "lock")
+    lock.release()
+    assert not is_locked(tmp_path / "folder" / "lock")
 
 
 def test_failed_overwrite_keeps_the_old_object(tmp_path, failpoint):

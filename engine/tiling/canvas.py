@@ -4,7 +4,6 @@ See DESIGN.md in this folder for why. Deliberately absent: writing part of a sha
 (Zarr would answer with black).
 """
 
-import json
 import os
 import shutil
 from collections.abc import Generator, Iterable
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from engine.errors import EngineError, OutputBusy, OutputExists, StorageError
 from engine.failpoints import hit
 from engine.geometry import Box
+from engine.metadata import Metadata
 from engine.store import (
     Digest,
     DurableStore,
@@ -30,6 +30,7 @@ from engine.store import (
     remove_durably,
     remove_partials,
     remove_replaced,
+    storage_error,
     storage_errors,
     write_atomic,
 )
@@ -37,6 +38,7 @@ from engine.tiling.grid import Grid, ShardKey
 from engine.tiling.layout import PlaneArray, lay_out, object_key, open_arrays
 from engine.tiling.ledger import Ledger, Record
 from engine.tiling.plan import Plan
+from engine.tiling.seal import seal, unseal
 
 Pixels: TypeAlias = NDArray[np.uint8 | np.uint16]
 """(h, w, c), the full range of the type."""
@@ -52,14 +54,16 @@ class Canvas:
         self.root = root
         self._store = store
         self._lock = lock
-        self._arrays = open_arrays(store, plan)
-        self._ledger = Ledger(root / "_engine" / "ledger")
+        with storage_errors(root):
+            self._arrays = open_arrays(store, plan)
+        self._ledger = Ledger(ledger_folder(root), plan_id=plan.plan_id)
 
     @classmethod
-    def open(cls, plan: Plan, out: Path) -> Self:
+    def open(cls, plan: Plan, out: Path, *, metadata: Metadata | None = None) -> Self:
         """Starts the output of `plan` in the folder `out`, or goes on with it; OutputBusy while another process does.
 
-        The lay-out is complete once its plan is stored, which is done last: a start that was cut short is made again.
+        The lay-out is complete once its plan is stored, which is done last: a start that was cut short is made again,
+        and so is one whose files are not as the plan's file recorded them.
         """
         root = plan.working_folder(out)
         lock = FileLock.try_take(root / "_engine" / "lock")
@@ -72,9 +76,9 @@ class Canvas:
                 found = stored_plan(root)
                 if found is not None and found.plan_id != plan.plan_id:
                     raise OutputExists(f"{root}: holds another plan's work; delete the folder")
-                if found is None:
-                    lay_out(store, plan)
-                    write_atomic(root / "_engine" / "plan.json", json.dumps(plan.to_json(), indent=1).encode())
+                if found is None or damaged_metadata(root):
+                    lay_out(store, plan, metadata=metadata)
+                    write_atomic(root / "_engine" / "plan.json", _sealed_plan(root, plan))
                 make_folders(root / "_engine" / "scratch")
             return cls(plan, root, store=store, lock=lock)
         except BaseException:
@@ -111,10 +115,12 @@ class Canvas:
         record = self._ledger.get(key)
         if record is None:
             return False
-        try:
-            return self.object_path(key).stat().st_size == record.num_bytes
-        except FileNotFoundError:
-            return False
+        path = self.object_path(key)
+        with storage_errors(path):
+            try:
+                return path.stat().st_size == record.num_bytes
+            except FileNotFoundError:
+                return False
 
     def write(self, key: ShardKey, pixels: Pixels) -> None:
         """Stores a whole shard, (h, w, c) of exactly its clipped box, then its record. Other shards may be read."""
@@ -127,7 +133,8 @@ class Canvas:
         self._ledger.strike(key)
         remove_durably(self.object_path(key))
         ys, xs = box.slices
-        self._arrays[key.level][:, ys, xs] = pixels.transpose(2, 0, 1)
+        with storage_errors(self.object_path(key)):
+            self._arrays[key.level][:, ys, xs] = pixels.transpose(2, 0, 1)
         digest = self._store.take_digest(object_key(key.level, key.iy, key.ix))
         self._ledger.add(Record(key, digest.sha256, digest.num_bytes))
 
@@ -158,6 +165,9 @@ class Canvas:
             yield
         except EngineError:
             raise
+        except OSError as error:
+            self.verify(keys)  # names the one that cannot be read
+            raise storage_error(error, self.object_path(keys[0])) from error
         except (RuntimeError, ValueError):
             self.verify(keys)
             raise
@@ -237,8 +247,43 @@ class Canvas:
 
 
 def stored_plan(root: Path) -> Plan | None:
-    """The plan of the output in a folder, published or in progress; None where there is none that can be read."""
+    """The plan of the output in a folder, published or in progress; None where there is none that is intact."""
+    found = _stored(root)
+    return None if found is None else found[0]
+
+
+def damaged_metadata(root: Path) -> list[Path]:
+    """The Zarr metadata files of an output with an intact plan that are not as they were laid out, or are gone."""
+    found = _stored(root)
+    if found is None:
+        raise ValueError(f"{root}: has no plan to tell its metadata by")
+    return [root / name for name, sha256 in found[1].items() if _sha256(root / name) != sha256]
+
+
+def ledger_folder(root: Path) -> Path:
+    """Where the records of the output in a folder are."""
+    return root / "_engine" / "ledger"
+
+
+def _sealed_plan(root: Path, plan: Plan) -> bytes:
+    """What `plan.json` holds: the plan, and the digest of each metadata file that was just laid out."""
+    metadata = {
+        str(path.relative_to(root)): digest_of(path).sha256
+        for path in sorted([root / "zarr.json", *root.glob("*/zarr.json")])
+    }
+    return seal({"plan": plan.to_json(), "metadata": metadata})
+
+
+def _stored(root: Path) -> tuple[Plan, dict[str, str]] | None:
     try:
-        return Plan.from_json(json.loads((root / "_engine" / "plan.json").read_bytes()))
+        data = unseal((root / "_engine" / "plan.json").read_bytes())
+        return None if data is None else (Plan.from_json(data["plan"]), data["metadata"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return digest_of(path).sha256
+    except StorageError:
+        return None  # gone, or no longer readable

@@ -1,11 +1,14 @@
 """The Zarr hierarchy of an output: laid out whole before the first pixel, described as OME-Zarr 0.5."""
 
-from typing import Any, TypeAlias, cast
+import json
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import zarr
 from zarr.codecs import ZstdCodec
 
-from engine.errors import StorageError
+from engine.errors import StorageError, UnsupportedInput
+from engine.metadata import Metadata
 from engine.store import DurableStore
 from engine.tiling.plan import Plan
 
@@ -21,12 +24,18 @@ _COLOURS = {
 """Name and display colour of each channel, by their number."""
 
 
-def lay_out(store: DurableStore, plan: Plan) -> None:
-    """Writes the group and one empty array per level. Metadata only: shards that exist already stay."""
+def lay_out(store: DurableStore, plan: Plan, *, metadata: Metadata | None = None) -> None:
+    """Writes the group and one empty array per level. Metadata only: shards that exist already stay.
+
+    OME-Zarr has no place for a profile, EXIF, XMP or IPTC: `metadata` goes into the group's attribute `archive`.
+    """
     for name in ("", "_engine", *(str(level) for level in range(len(plan.grid.level_sizes)))):
         (store.root / name / "zarr.json").unlink(missing_ok=True)
+    attributes: dict[str, Any] = {"ome": _ome(plan)}
+    if archive := (metadata or Metadata()).archived(plan.size):
+        attributes["archive"] = archive
     group = zarr.open_group(  # pyright: ignore[reportUnknownMemberType]
-        store, mode="a", zarr_format=3, attributes=cast("dict[str, Any]", {"ome": _ome(plan)})
+        store, mode="a", zarr_format=3, attributes=attributes
     )
     group.create_group("_engine")  # or every reader that lists the group is warned of a folder that is not Zarr
     for level, size in enumerate(plan.grid.level_sizes):
@@ -45,6 +54,17 @@ def lay_out(store: DurableStore, plan: Plan) -> None:
             dimension_names=("c", "y", "x"),
             config={"write_empty_chunks": True},  # or a black shard would leave no object, as one never written
         )
+
+
+def stored_metadata(root: Path) -> Metadata:
+    """What `lay_out` was given for the output in the folder `root`. Raises StorageError where it cannot be read."""
+    try:
+        attributes = json.loads((root / "zarr.json").read_bytes()).get("attributes", {})
+        return Metadata.from_archived(attributes.get("archive", {}), name=str(root))
+    except UnsupportedInput as error:
+        raise StorageError(str(error)) from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise StorageError(f"{root}: zarr.json cannot be read ({error}). Restore the picture again.") from error
 
 
 def open_arrays(store: DurableStore, plan: Plan) -> tuple[PlaneArray, ...]:

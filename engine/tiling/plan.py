@@ -62,7 +62,7 @@ class Plan:
 
     def working_folder(self, out: Path) -> Path:
         """Where the output grows inside `out` until it is published."""
-        return out / f"{self.name}.{self.plan_id[:16]}.inprogress.zarr"
+        return working_folder(out, self.name, self.plan_id)
 
     def to_json(self) -> dict[str, object]:
         """Plain values for `json.dumps`; `from_json` reads them back."""
@@ -89,6 +89,11 @@ class Plan:
         size = Size(*fields.pop("size_px"))
         grid = Grid(size, fields.pop("chunk_px"), fields.pop("shard_px"))
         return cls(size=size, grid=grid, **fields)
+
+
+def working_folder(out: Path, name: str, plan_id: str) -> Path:
+    """Where the output called `name` of the plan with this id grows inside `out` until it is published."""
+    return out / f"{name}.{plan_id[:16]}.inprogress.zarr"
 
 
 def canvas_bytes(grid: Grid, channels: int, dtype: str) -> int:

@@ -17,11 +17,12 @@ from engine import store
 from engine.errors import OutputBusy, OutputExists, StorageError, StorageReadOnly
 from engine.geometry import Box, Size
 from engine.store import DurableStore
-from engine.tiling.canvas import Canvas, stored_plan
+from engine.tiling.canvas import Canvas, damaged_metadata, stored_plan
 from engine.tiling.execute import run
 from engine.tiling.grid import Grid, ShardKey
 from engine.tiling.plan import Plan
 from engine.tiling.pyramid import HalveShard
+from engine.tiling.seal import seal, unseal
 
 SIZE = Size(75, 100)
 
@@ -100,10 +101,11 @@ def test_records_hold_the_digest_of_the_files(tmp_path, rng):
     with Canvas.open(plan, tmp_path) as canvas:
         fill(canvas, make_picture(plan, rng))
         for key in plan.grid.all_keys():
-            record = json.loads((canvas.root / "_engine" / "ledger" / f"{key.name}.json").read_text())
+            record = unseal((canvas.root / "_engine" / "ledger" / f"{key.name}.json").read_bytes())
             stored = canvas.object_path(key).read_bytes()
             assert record == {
                 "key": key.name,
+                "plan_id": plan.plan_id,
                 "sha256": hashlib.sha256(stored).hexdigest(),
                 "num_bytes": len(stored),
             }
@@ -248,7 +250,7 @@ def test_anothers_plan_under_our_name_is_refused(tmp_path):
     Canvas.open(plan, tmp_path).close()
     root = plan.working_folder(tmp_path)
     other = replace(plan, model_sha256="c")
-    (root / "_engine" / "plan.json").write_text(json.dumps(other.to_json()))
+    (root / "_engine" / "plan.json").write_bytes(seal({"plan": other.to_json(), "metadata": {}}))
     with pytest.raises(OutputExists):
         Canvas.open(plan, tmp_path)
 
@@ -370,6 +372,42 @@ def test_a_half_laid_out_canvas_is_laid_out_again(tmp_path, rng):
     with Canvas.open(plan, tmp_path) as canvas:
         fill(canvas, picture)
         np.testing.assert_array_equal(canvas.read(Box.of(plan.size)), picture)
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "_engine/zarr.json", "0/zarr.json", "3/zarr.json", "_engine/plan.json"])
+@pytest.mark.parametrize("damage", ["flip", "delete"])
+def test_damaged_metadata_is_laid_out_again_and_no_shard_is_lost(tmp_path, rng, name, damage):
+    plan = make_plan()
+    picture = make_picture(plan, rng)
+    with Canvas.open(plan, tmp_path) as canvas:
+        fill(canvas, picture)
+    path = plan.working_folder(tmp_path) / name
+    intact = path.read_bytes()
+    if damage == "flip":
+        flip(path, at=len(intact) // 3)
+    else:
+        path.unlink()
+    if name == "_engine/plan.json":
+        assert stored_plan(canvas.root) is None
+    else:
+        assert damaged_metadata(canvas.root) == [path]
+    with Canvas.open(plan, tmp_path) as canvas:
+        assert path.read_bytes() == intact
+        assert all(end.reused for end in fill(canvas, picture))
+        assert damaged_metadata(canvas.root) == []
+
+
+def test_a_disk_that_cannot_be_read_names_the_shard(tmp_path, rng, monkeypatch):
+    plan = make_plan()
+    final = published(plan, make_picture(plan, rng), tmp_path)
+    canvas, key = Canvas.load(final), ShardKey(0, 1, 2)
+
+    async def failing(self, key, prototype=None, byte_range=None):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(DurableStore, "get", failing)
+    with pytest.raises(StorageError, match=r"0/c/0/1/2: Input/output error"):
+        canvas.read(plan.grid.box(key))
 
 
 def test_discard_removes_everything(tmp_path, rng):

@@ -30,7 +30,15 @@ def write(pixels: np.ndarray, path: Path, fmt: str, **options) -> Path:
     h, w, channels = pixels.shape
     read = options.pop("read", lambda box: pixels[box.slices])
     metadata = Metadata(**options)
-    export(read, size=Size(h, w), channels=channels, dtype=pixels.dtype.name, fmt=fmt, path=path, metadata=metadata)
+    export(
+        lambda level, box: read(box),
+        level_sizes=[Size(h, w)],
+        channels=channels,
+        dtype=pixels.dtype.name,
+        fmt=fmt,
+        path=path,
+        metadata=metadata,
+    )
     return path
 
 
@@ -190,7 +198,7 @@ def test_nothing_stays_open(fmt, rng, tmp_path):
         ("jpeg", 4, "uint8", SIZE, OutputUnsupported, "alpha.*png"),
         ("jpeg", 2, "uint8", SIZE, OutputUnsupported, "alpha.*png"),
         ("jpeg", 3, "uint16", SIZE, OutputUnsupported, "16.*png"),
-        ("gif", 3, "uint8", SIZE, OutputUnsupported, "ome-zarr, tiff, png, jpeg"),
+        ("gif", 3, "uint8", SIZE, OutputUnsupported, "ome-zarr, tiff, png, jpeg, jp2, iiif"),
     ],
 )
 def test_what_a_format_cannot_hold(fmt, channels, dtype, size, error, words, tmp_path):
@@ -198,8 +206,8 @@ def test_what_a_format_cannot_hold(fmt, channels, dtype, size, error, words, tmp
         check_format(fmt, size=size, channels=channels, dtype=dtype)
     with pytest.raises(error):
         export(
-            lambda box: 1 / 0,
-            size=size,
+            lambda level, box: 1 / 0,
+            level_sizes=[size],
             channels=channels,
             dtype=dtype,
             fmt=fmt,
@@ -227,7 +235,7 @@ from engine.metadata import Metadata
 from engine.tiling.export import export
 side = int(sys.argv[1])
 base = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
-export(lambda box: base[: box.size.h, : box.size.w], size=Size(side, 4096), channels=3, dtype="uint8",
+export(lambda level, box: base[: box.size.h, : box.size.w], level_sizes=[Size(side, 4096)], channels=3, dtype="uint8",
        fmt=sys.argv[2], path=Path(sys.argv[3]), metadata=Metadata())
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(peak.split()[1])

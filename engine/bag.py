@@ -1,0 +1,114 @@
+"""An output folder as a bag (BagIt 1.0, RFC 8493): what an archive ingests, with a checksum of every file.
+
+The bag shares its files with the output folder (hard links), so it needs next to no space; across file systems they are
+copied. Outputs are never changed in place, so what is in a bag stays as it was bagged.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from engine import __version__
+from engine.errors import OutputBusy, OutputExists, UnreadableInput
+from engine.store import digest_of, fsync_folder, make_folders, storage_errors, write_atomic
+
+_UNFINISHED = (".inprogress.zarr", ".partial", ".replaced")
+
+
+def make_bag(out: Path, bag: Path, *, information: Mapping[str, str] | None = None) -> Path:
+    """Makes the folder `bag` of all files below the folder `out`; it is there complete or not at all.
+
+    `information` goes into bag-info.txt, as `Source-Organization` (RFC 8493, 2.2.2). The bag may not lie in `out`.
+    Raises OutputBusy where `out` holds unfinished work, OutputExists where `bag` is taken, UnreadableInput for a folder
+    without a file, or with a link, and StorageError.
+    """
+    out, bag = out.absolute(), bag.absolute()
+    if bag.resolve().is_relative_to(out.resolve()):
+        raise OutputExists(f"{bag}: lies in {out} itself; choose a folder beside it")
+    if os.path.lexists(bag):
+        raise OutputExists(f"{bag}: exists already; choose another folder, or delete it")
+    names = _payload(out)
+    partial = bag.with_name(f"{bag.name}.{uuid4().hex}.partial")
+    with storage_errors(bag):
+        try:
+            make_folders(partial)
+            for name in names:
+                _link(out / name, partial / "data" / name)
+            _write_tags(partial, names, information or {})
+            os.rename(partial, bag)
+            fsync_folder(bag.parent)
+        finally:
+            with suppress(OSError):  # the first error is the one worth telling
+                if partial.exists():
+                    shutil.rmtree(partial)
+    return bag
+
+
+def _payload(out: Path) -> list[str]:
+    """Paths below a folder, sorted; what is no plain file, or not finished, is refused."""
+    names: list[str] = []
+    with storage_errors(out):
+        for parent, folders, files in os.walk(out, onerror=_raise):
+            for entry in (*folders, *files):
+                path = Path(parent, entry)
+                if entry.endswith(_UNFINISHED):
+                    raise OutputBusy(f"{path}: is not finished; run its command again, or `engine clean`, then bag")
+                if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                    raise UnreadableInput(f"{path}: a bag holds plain files only; replace the link by its target")
+            names += [os.path.relpath(os.path.join(parent, name), out) for name in files]
+    if not names:
+        raise UnreadableInput(f"{out}: 0 files to put into a bag; give a folder of outputs")
+    return sorted(names)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _link(source: Path, target: Path) -> None:
+    make_folders(target.parent)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
+        shutil.copy2(source, target)
+        with target.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _write_tags(bag: Path, names: list[str], information: Mapping[str, str]) -> None:
+    digests = {f"data/{name}": digest_of(bag / "data" / name) for name in names}
+    fields = {
+        "Bag-Software-Agent": f"cra-srgan-engine {__version__}",
+        "Bagging-Date": datetime.now(UTC).date().isoformat(),
+        **information,
+        "Payload-Oxum": f"{sum(digest.num_bytes for digest in digests.values())}.{len(digests)}",
+    }
+    tags = {
+        "bagit.txt": b"BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n",
+        "bag-info.txt": "".join(f"{name}: {_one_line(value)}\n" for name, value in fields.items()).encode(),
+        "manifest-sha256.txt": _manifest({name: digest.sha256 for name, digest in digests.items()}),
+    }
+    for name, text in tags.items():
+        write_atomic(bag / name, text)
+    write_atomic(bag / "tagmanifest-sha256.txt", _manifest({name: digest_of(bag / name).sha256 for name in tags}))
+
+
+def _manifest(digests: Mapping[str, str]) -> bytes:
+    """RFC 8493, 2.1.3: line ends and the percent sign of a path are encoded, and nothing else."""
+    lines = [f"{sha256}  {_encoded(name)}\n" for name, sha256 in sorted(digests.items())]
+    return "".join(lines).encode("utf-8", "surrogateescape")
+
+
+def _encoded(name: str) -> str:
+    return name.replace("%", "%25").replace("\n", "%0A").replace("\r", "%0D")
+
+
+def _one_line(value: str) -> str:
+    return " ".join(value.split())

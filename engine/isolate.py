@@ -1,0 +1,193 @@
+"""Hostile files: a decoder runs in a process of its own, so that a crash, a hang or a flood of memory costs one file.
+
+A server, started once and without the caller's `__main__`, has loaded the decoders and forks for each call, which takes
+milliseconds. Of the two processes of a call, the worker decodes under its limits; the warden, its parent, ends it in
+time and says how it ended:
+
+    caller ── control socket ──► server ── fork ──► warden ── fork ──► worker
+       └───────────── reply: the worker's pickle, then the warden's trailer ───┘
+
+This is no sandbox: a decoder that was taken over may still do what this user may do.
+"""
+
+import atexit
+import hashlib
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from engine.errors import DecoderCrashed, DecoderOutOfMemory, DecoderTimeout, InputError
+from engine.image import MAX_PIXELS, ImageInfo, Picture, decode, probe
+from engine.warden import REQUEST, TRAILER, Limits
+
+DECODE_PIXELS_PER_S = 1_000_000
+"""A slow disk and a busy machine: fifty times slower than usual."""
+
+_T = TypeVar("_T")
+_GRACE_S = 30.0
+"""How long the start of the server and the warden's answer may take besides."""
+
+
+def probe_in_child(path: Path, *, max_pixels: int = MAX_PIXELS, limits: Limits | None = None) -> ImageInfo:
+    """As `engine.image.probe`. Raises DecoderCrashed, DecoderTimeout and DecoderOutOfMemory besides."""
+    return in_child(probe, path, max_pixels=max_pixels, subject=path, limits=limits)
+
+
+def decode_in_child(info: ImageInfo, scratch: Path, *, limits: Limits | None = None) -> Picture:
+    """As `engine.image.decode`, into a folder of its own in `scratch`, which a failure leaves empty.
+
+    Raises DecoderCrashed, DecoderTimeout (by default 30 s and one second a megapixel) and DecoderOutOfMemory besides.
+    """
+    folder = scratch / f"decoded-{hashlib.sha256(os.fsencode(info.path)).hexdigest()[:8]}"
+    limits = limits or Limits(timeout_s=Limits().timeout_s + info.size.num_pixels / DECODE_PIXELS_PER_S)
+    try:
+        return in_child(decode, info, folder, subject=info.path, limits=limits)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def in_child(
+    function: Callable[..., _T],
+    /,
+    *arguments: object,
+    subject: Path,
+    limits: Limits | None = None,
+    **keywords: object,
+) -> _T:
+    """`function(*arguments, **keywords)`, which an importable module must hold, in a process of its own.
+
+    What it returns or raises comes back pickled. `subject` is the file that the messages name. Threads may call this at
+    the same time. Raises DecoderCrashed, DecoderTimeout or DecoderOutOfMemory where the process did not come to an end.
+    """
+    limits = limits or Limits()
+    body = pickle.dumps((function, arguments, keywords))
+    request = REQUEST.pack(len(body), limits.timeout_s, limits.memory_bytes) + body
+    reply = _server.ask(request, limits.timeout_s + _GRACE_S)
+    if reply is None:
+        raise _timeout(subject, limits)
+    if len(reply) < TRAILER.size:
+        raise DecoderCrashed(f"{subject}: the process that reads it was lost; run again, or leave the file out")
+    status, late = TRAILER.unpack_from(reply, len(reply) - TRAILER.size)
+    if late or status == -signal.SIGALRM:
+        raise _timeout(subject, limits)
+    if status != 0:
+        raise _crash(subject, status, limits)
+    succeeded, value = cast("tuple[bool, Any]", pickle.loads(reply[: -TRAILER.size]))
+    if succeeded:
+        return cast("_T", value)
+    if isinstance(value, MemoryError):
+        raise _memory(subject, limits) from value
+    raise value
+
+
+def _timeout(subject: Path, limits: Limits) -> InputError:
+    return DecoderTimeout(
+        f"{subject}: not read after {limits.timeout_s:g} s, which is the limit. Save it anew with another program, or "
+        "leave it out."
+    )
+
+
+def _memory(subject: Path, limits: Limits) -> InputError:
+    return DecoderOutOfMemory(
+        f"{subject}: reading it needs more than the {limits.memory_bytes:,} bytes allowed at once. Save it as a TIFF "
+        "in tiles or small strips."
+    )
+
+
+def _crash(subject: Path, status: int, limits: Limits) -> InputError:
+    if status == -signal.SIGKILL:  # not by the warden: the system ends the largest process when memory runs out
+        return _memory(subject, limits)
+    how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    return DecoderCrashed(
+        f"{subject}: a decoder crashed ({how}): the file is damaged or hostile. Save it anew with another program, or "
+        "leave it out."
+    )
+
+
+class _Server:
+    """The caller's end. Forks of this process may use it too: every message to the server stands alone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def ask(self, request: bytes, timeout_s: float) -> bytes | None:
+        """The reply, worker's and warden's; None where there is none in time, short where the warden was lost."""
+        deadline = time.monotonic() + timeout_s
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                self._send(theirs)
+            try:
+                ours.settimeout(timeout_s)
+                ours.sendall(request)
+                parts: list[bytes] = []
+                while True:
+                    ours.settimeout(max(0.001, deadline - time.monotonic()))
+                    part = ours.recv(1 << 20)
+                    if not part:
+                        return b"".join(parts)
+                    parts.append(part)
+            except TimeoutError:
+                return None
+            except ConnectionError:
+                return b""
+
+    def _send(self, connection: socket.socket) -> None:
+        """Hands the server one end of a connection; starts a server where there is none, or no longer one."""
+        with self._lock:
+            if self._control is not None:
+                try:
+                    socket.send_fds(self._control, [b"\0"], [connection.fileno()])
+                    return
+                except OSError:
+                    self._close()
+            self._start()
+            assert self._control is not None
+            socket.send_fds(self._control, [b"\0"], [connection.fileno()])
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        # Safe path: what lies in the working folder is not the program's. One thread: a fork would lose the others.
+        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
+        environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        program = f"from engine import isolate, warden; warden.serve({theirs.fileno()})"
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", program],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the caller, who then hangs up
+            )
+        self._control = ours
+
+    def _close(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            self._process.terminate()  # it holds nothing; in a fork of the caller this finds no child, and does nothing
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        """Ends the server; the next call starts one anew."""
+        with self._lock:
+            self._close()
+
+
+_server = _Server()
+atexit.register(_server.close)

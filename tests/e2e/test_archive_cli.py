@@ -1,0 +1,123 @@
+"""The commands an archive uses: metadata, pages, verify and repair, clean, export."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+from typer.testing import CliRunner
+
+from engine.cli import app
+from tests.networks import TINY, random_checkpoint
+
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+CANARY = "Canary of Lisbon"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(random_checkpoint(tmp_path_factory.mktemp("model"), TINY))
+
+
+@pytest.fixture
+def pixels(rng) -> np.ndarray:
+    return rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.stdout
+
+
+def jpeg(path: Path, pixels: np.ndarray) -> Path:
+    exif = Image.Exif()
+    exif[0x010E] = CANARY
+    Image.fromarray(pixels).save(path, quality=95, exif=exif, icc_profile=ICC, dpi=(300, 300))
+    return path
+
+
+def restore(image: Path, out: Path, model: str, *options: object) -> int:
+    return call("restore", image, "--out", out, "--model", model, *options)[0]
+
+
+@pytest.mark.parametrize("strip", [False, True])
+def test_metadata_is_carried_unless_it_is_stripped(strip, pixels, model, tmp_path):
+    image = jpeg(tmp_path / "a.jpg", pixels)
+    formats = [part for name in ("ome-zarr", "tiff", "png", "jpeg", "jp2") for part in ("--format", name)]
+    assert restore(image, tmp_path / "out", model, "--scale", 2, *formats, *["--strip-metadata"] * strip) == 0
+    found = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
+    archived = json.loads((tmp_path / "out" / "a.zarr" / "zarr.json").read_text())
+    assert bool(found) is not strip
+    assert ("exif" in json.dumps(archived)) is not strip
+    with Image.open(tmp_path / "out" / "a.tif") as output:
+        assert output.info["icc_profile"] == ICC
+        assert (output.getexif().get(0x010E) == CANARY) is not strip
+        if not strip:  # twice the pixels on the same paper
+            assert output.info["dpi"] == pytest.approx((600, 600), rel=1e-3)
+
+
+def test_a_page_is_asked_for_by_its_number(rng, model, tmp_path):
+    image = tmp_path / "a.tif"
+    pages = rng.integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
+    with tifffile.TiffWriter(image) as writer:
+        for page in pages:
+            writer.write(page, photometric="rgb")
+    assert restore(image, tmp_path / "none", model, "--format", "tiff") == 3
+    for number, page in enumerate(pages):
+        out = tmp_path / str(number)
+        assert restore(image, out, model, "--format", "tiff", "--page", number) == 0
+        assert np.array_equal(tifffile.imread(out / "a.tif"), page)
+    assert restore(image, tmp_path / "out", model, "--format", "tiff", "--page", 3) == 3
+
+
+def test_a_flipped_bit_is_found_and_made_good(pixels, model, tmp_path):
+    image, out = tmp_path / "a.png", tmp_path / "out"
+    Image.fromarray(pixels).save(image)
+    options = ("--scale", 4, "--format", "ome-zarr", "--format", "png")
+    assert restore(image, out, model, *options) == 0
+    before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert call("verify", out) == (0, f"{out / 'a.zarr'}: intact\n")
+    for victim in (Path("a.zarr/0/c/0/0/0"), Path("a.png")):
+        damaged = bytearray(before[victim])
+        damaged[len(damaged) // 2] ^= 8
+        (out / victim).write_bytes(damaged)
+        code, said = call("verify", out)
+        assert code == 3
+        assert "damaged" in said
+        assert restore(image, out, model, *options) == 0
+        assert call("verify", out)[0] == 0
+        after = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        assert after == before
+
+
+def test_a_finished_canvas_is_exported_again(pixels, model, tmp_path):
+    image, out = tmp_path / "a.png", tmp_path / "out"
+    Image.fromarray(pixels).save(image)
+    assert restore(image, out, model, "--scale", 2, "--format", "ome-zarr", "--format", "png") == 0
+    code, said = call("export", out / "a.zarr", "--format", "tiff", "--format", "iiif", "--tiff-compression", "lzw")
+    assert code == 0
+    assert said.split() == [str(out / "a.tif"), str(out / "a.iiif")]
+    with tifffile.TiffFile(out / "a.tif") as file:
+        assert file.pages.first.compression == tifffile.COMPRESSION.LZW
+        assert np.array_equal(file.asarray(), np.asarray(Image.open(out / "a.png")))
+    assert json.loads((out / "a.iiif" / "info.json").read_text())["width"] == 112
+    assert call("export", out / "a.zarr", "--format", "tiff")[0] == 4
+
+
+def test_clean_lists_before_it_removes(pixels, model, tmp_path, monkeypatch):
+    image, out = tmp_path / "a.png", tmp_path / "out"
+    Image.fromarray(pixels).save(image)
+    monkeypatch.setenv("ENGINE_FAILPOINT", "record:2:eio")
+    assert restore(image, out, model, "--scale", 2) == 3
+    monkeypatch.delenv("ENGINE_FAILPOINT")
+    (left,) = out.glob("*.inprogress.zarr")
+    code, said = call("clean", out)
+    assert code == 0
+    assert str(left) in said
+    assert left.exists()
+    assert call("clean", out, "--yes")[0] == 0
+    assert not left.exists()
