@@ -1,7 +1,8 @@
 """An output folder as a bag (BagIt 1.0, RFC 8493): what an archive ingests, with a checksum of every file.
 
-The bag shares its files with the output folder (hard links), so it needs next to no space; across file systems they are
-copied. Outputs are never changed in place, so what is in a bag stays as it was bagged.
+Beside each receipt the bag holds the same in PREMIS and METS. It shares its files with the output folder (hard links),
+so it needs next to no space; across file systems they are copied. Outputs are never changed in place, so what is in a
+bag stays as it was bagged.
 """
 
 import errno
@@ -15,6 +16,9 @@ from uuid import uuid4
 
 from engine import __version__
 from engine.errors import OutputBusy, OutputExists, UnreadableInput
+from engine.preservation import METS_SUFFIX, PREMIS_SUFFIX, mets_xml, premis_xml
+from engine.provenance import fixity_of
+from engine.receipt import read_receipt
 from engine.store import digest_of, fsync_folder, make_folders, storage_errors, write_atomic
 
 _UNFINISHED = (".inprogress.zarr", ".partial", ".replaced")
@@ -39,6 +43,7 @@ def make_bag(out: Path, bag: Path, *, information: Mapping[str, str] | None = No
             make_folders(partial)
             for name in names:
                 _link(out / name, partial / "data" / name)
+            names += _write_records(partial / "data", names)
             _write_tags(partial, names, information or {})
             os.rename(partial, bag)
             fsync_folder(bag.parent)
@@ -47,6 +52,21 @@ def make_bag(out: Path, bag: Path, *, information: Mapping[str, str] | None = No
                 if partial.exists():
                     shutil.rmtree(partial)
     return bag
+
+
+def _write_records(data: Path, names: list[str]) -> list[str]:
+    """The PREMIS event and the METS document of every receipt in the payload; gives their names."""
+    written: list[str] = []
+    for name in names:
+        receipt = read_receipt(data / name) if name.endswith(".json") and "_engine" not in Path(name).parts else None
+        if receipt is None:
+            continue
+        premis, mets = (str(Path(name).with_suffix(suffix)) for suffix in (PREMIS_SUFFIX, METS_SUFFIX))
+        write_atomic(data / premis, premis_xml(receipt))
+        sidecars = {"json": fixity_of(data / name).to_json(), "premis": fixity_of(data / premis).to_json()}
+        write_atomic(data / mets, mets_xml(receipt, sidecars=sidecars))
+        written += [premis, mets]
+    return written
 
 
 def _payload(out: Path) -> list[str]:

@@ -247,6 +247,20 @@ def verify(
 
 
 @app.command()
+def bag(
+    out: Annotated[Path, typer.Argument(help="Folder of finished outputs.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="BAG", help="The bag to make.", show_default=False)],
+    organization: Annotated[str | None, typer.Option("--organization", help="Source-Organization of the bag.")] = None,
+) -> None:
+    """Make a BagIt bag of a folder of outputs, with PREMIS and METS for every picture."""
+    from engine.bag import make_bag
+
+    information = {} if organization is None else {"Source-Organization": organization}
+    with _typed_errors():
+        typer.echo(make_bag(out, folder, information=information))
+
+
+@app.command()
 def clean(
     out: Annotated[Path, typer.Argument(help="Folder of outputs.", show_default=False)],
     yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,

@@ -13,6 +13,8 @@ from engine.staged import Pixels
 from engine.tiling.export import export
 from engine.tiling.plan import Plan
 
+GENERATED = "generated"
+"""Its name among the outputs of a picture."""
 SUFFIX = ".generated.png"
 
 _GENERATED = 255

@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from engine.errors import DecoderCrashed, DecoderOutOfMemory, DecoderTimeout, InputError
+from engine.geometry import Size
 from engine.image import MAX_PIXELS, ImageInfo, Picture, decode, probe
+from engine.mask import Mask, read_mask
 from engine.warden import REQUEST, TRAILER, Limits
 
 DECODE_PIXELS_PER_S = 1_000_000
@@ -37,9 +39,11 @@ _GRACE_S = 30.0
 """How long the start of the server and the warden's answer may take besides."""
 
 
-def probe_in_child(path: Path, *, max_pixels: int = MAX_PIXELS, limits: Limits | None = None) -> ImageInfo:
+def probe_in_child(
+    path: Path, *, max_pixels: int = MAX_PIXELS, page: int | None = None, limits: Limits | None = None
+) -> ImageInfo:
     """As `engine.image.probe`. Raises DecoderCrashed, DecoderTimeout and DecoderOutOfMemory besides."""
-    return in_child(probe, path, max_pixels=max_pixels, subject=path, limits=limits)
+    return in_child(probe, path, max_pixels=max_pixels, page=page, subject=path, limits=limits)
 
 
 def decode_in_child(info: ImageInfo, scratch: Path, *, limits: Limits | None = None) -> Picture:
@@ -48,12 +52,20 @@ def decode_in_child(info: ImageInfo, scratch: Path, *, limits: Limits | None = N
     Raises DecoderCrashed, DecoderTimeout (by default 30 s and one second a megapixel) and DecoderOutOfMemory besides.
     """
     folder = scratch / f"decoded-{hashlib.sha256(os.fsencode(info.path)).hexdigest()[:8]}"
-    limits = limits or Limits(timeout_s=Limits().timeout_s + info.size.num_pixels / DECODE_PIXELS_PER_S)
     try:
-        return in_child(decode, info, folder, subject=info.path, limits=limits)
+        return in_child(decode, info, folder, subject=info.path, limits=limits or _limits(info.size))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def read_mask_in_child(path: Path, *, size: Size, scratch: Path) -> Mask:
+    """As `engine.mask.read_mask`, with the errors and the time of `decode_in_child`."""
+    return in_child(read_mask, path, size=size, scratch=scratch, subject=path, limits=_limits(size))
+
+
+def _limits(size: Size) -> Limits:
+    return Limits(timeout_s=Limits().timeout_s + size.num_pixels / DECODE_PIXELS_PER_S)
 
 
 def in_child(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from engine import generated_map
 from engine.errors import UnreadableInput
 from engine.receipt import read_receipt, receipt_copy, receipt_path
 from engine.store import FileLock, is_locked, storage_errors
@@ -100,7 +101,7 @@ def _picture(path: Path) -> str:
     if named := _WORKING.fullmatch(path.name):
         return named["name"]
     named = _PARTIAL.fullmatch(path.name) or _REPLACED.fullmatch(path.name)
-    return Path(path.name if named is None else named["target"]).stem
+    return Path(path.name if named is None else named["target"]).stem.removesuffix(Path(generated_map.SUFFIX).stem)
 
 
 def _in_use(path: Path) -> bool:
@@ -137,7 +138,7 @@ def _waits(folder: Path) -> bool:
         receipt is not None
         and "ome-zarr" in receipt["outputs"]
         and working_folder(folder.parent, _picture(folder), receipt["plan_id"]) == folder
-        and not (folder.parent / receipt["outputs"]["ome-zarr"]["file"]).exists()
+        and not (folder.parent / receipt["outputs"]["ome-zarr"]["name"]).exists()
     )
 
 

@@ -1,6 +1,6 @@
 """From a request and a header to a plan: sizes, tile shapes, memory and disk, before a pixel is read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -153,7 +153,7 @@ def make_plan(
     name: str,
     input_sha256: str,
     mask_sha256: str,
-    num_formats: int = 1,
+    formats: Sequence[str] = (),
 ) -> tuple[Plan, Tiling]:
     """The plan of one picture. Raises PlanError where the request cannot be met."""
     size = output_size(request, layout.size)
@@ -176,7 +176,7 @@ def make_plan(
         model_sha256=card.sha256,
         parameters=_parameters(request, layout.size, scale, tiling),
         projected_ram_bytes=ram,
-        projected_disk_bytes=disk_bytes(layout, grid, has_mask=mask_sha256 != "none", num_formats=num_formats),
+        projected_disk_bytes=disk_bytes(layout, grid, has_mask=mask_sha256 != "none", formats=formats),
     ), tiling
 
 
@@ -204,14 +204,19 @@ def resolved_precision(precision: str) -> str:
     return SUPPORTED_PRECISION[precision]
 
 
-def disk_bytes(layout: Layout, grid: Grid, *, has_mask: bool, num_formats: int) -> int:
-    """Upper bound: the canvas uncompressed, as much again for each export and one on its way, input and mask staged,
-    residuals of 30 % holes."""
+def disk_bytes(layout: Layout, grid: Grid, *, has_mask: bool, formats: Sequence[str]) -> int:
+    """Upper bound: the canvas uncompressed, as much again for each export (a TIFF has all levels) and for one on its
+    way, the map of generated pixels, input and mask staged, residuals of 30 % holes."""
     item = 1 if layout.dtype == "uint8" else 2
     staged = layout.size.num_pixels * (layout.channels * item + (2 if has_mask else 0))
     detail = int(0.3 * layout.size.num_pixels * 6) if has_mask else 0
-    exported = (num_formats + min(num_formats, 1)) * grid.size.num_pixels * layout.channels * item
-    return canvas_bytes(grid, layout.channels, layout.dtype) + exported + staged + detail
+    flat = grid.size.num_pixels * layout.channels * item
+    pyramid = sum(level.num_pixels for level in grid.level_sizes) * layout.channels * item
+    exports = [pyramid if fmt == "tiff" else flat for fmt in formats if fmt != "ome-zarr"]
+    generated = grid.size.num_pixels if has_mask else 0
+    on_its_way = max(flat if exports else 0, generated)
+    canvas = canvas_bytes(grid, layout.channels, layout.dtype)
+    return canvas + sum(exports) + on_its_way + generated + staged + detail
 
 
 def drawing_order(plan: Plan, tiling: Tiling) -> Iterator[ShardKey]:

@@ -1,4 +1,4 @@
-"""The sidecar of `engine.provenance` in the words of archives: a PREMIS 3.0 event, and a METS 1.12 document.
+"""A receipt in the words of archives: a PREMIS 3.0 event, and a METS 1.12 document.
 
 PREMIS  Data Dictionary for Preservation Metadata, version 3.0 (Library of Congress)
 METS    Metadata Encoding and Transmission Standard, version 1.12
@@ -7,14 +7,13 @@ METS    Metadata Encoding and Transmission Standard, version 1.12
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 from uuid import NAMESPACE_URL, uuid5
 from xml.etree import ElementTree as Xml
 
-from engine.provenance import SIDECAR_SUFFIX, Restoration, describe, fixity_of, write_sidecar
-from engine.store import write_atomic
+from engine.generated_map import GENERATED
 
 PREMIS = "http://www.loc.gov/premis/v3"
 METS = "http://www.loc.gov/METS/"
@@ -41,33 +40,20 @@ for _prefix, _uri in (("premis", PREMIS), ("mets", METS), ("xlink", XLINK), ("xs
     Xml.register_namespace(_prefix, _uri)
 
 Document = Mapping[str, Any]
-"""What `engine.provenance.describe` gives."""
-
-
-def write_records(out: Path, work: Restoration) -> tuple[Path, Path, Path]:
-    """Stores the sidecar, the PREMIS event and the METS document of a finished picture beside its outputs.
-
-    METS comes last, for it holds the digests of the others. Raises StorageError.
-    """
-    name, document = work.plan.name, describe(work)
-    sidecar, premis, mets = (out / f"{name}{suffix}" for suffix in (SIDECAR_SUFFIX, PREMIS_SUFFIX, METS_SUFFIX))
-    write_sidecar(sidecar, document)
-    write_atomic(premis, premis_xml(document))
-    sidecars = {"json": fixity_of(sidecar).to_json(), "premis": fixity_of(premis).to_json()}
-    write_atomic(mets, mets_xml(document, sidecars=sidecars))
-    return sidecar, premis, mets
+"""What `engine.receipt.read_receipt` gives."""
 
 
 def premis_xml(document: Document) -> bytes:
     """One event of type modification, its agent (the engine with its model), and the files it was about."""
     root = Xml.Element(f"{{{PREMIS}}}premis", {"version": "3.0"})
-    objects = [*(("source", entry) for entry in _sources(document)), *(("outcome", it) for it in _outcomes(document))]
+    sources, outcomes = _sources(document), document["outputs"].values()
+    objects = [*(("source", entry) for entry in sources), *(("outcome", entry) for entry in outcomes)]
     for role, entry in objects:
         _premis_object(root, entry, role)
     event = _add(root, PREMIS, "event")
     _identify(event, "event", _event_id(document))
     _add(event, PREMIS, "eventType", "modification")
-    _add(event, PREMIS, "eventDateTime", document["time"]["ended"])
+    _add(event, PREMIS, "eventDateTime", document["finished"])
     generated, parameters = document["generated"], document["plan"]["parameters"]
     detail = ", ".join(f"{name} {value}" for name, value in parameters.items())
     information = _add(event, PREMIS, "eventDetailInformation")
@@ -92,12 +78,12 @@ def premis_xml(document: Document) -> bytes:
 def mets_xml(document: Document, *, sidecars: Mapping[str, Document]) -> bytes:
     """The files of a picture with their checksums, by use, and one division that holds them all.
 
-    `sidecars` are entries (name, sha256, bytes) of the provenance files themselves, by "json" and "premis". A folder
-    has no checksum in METS; PREMIS and the JSON sidecar hold its digest.
+    `sidecars` are entries (name, sha256, bytes) of the receipt and of the PREMIS event, by "json" and "premis". A
+    folder has no checksum in METS; the receipt and PREMIS hold its digest.
     """
     name = document["plan"]["name"]
     root = Xml.Element(f"{{{METS}}}mets", {"OBJID": document["plan_id"], "LABEL": _text(name), "TYPE": "restoration"})
-    header = _add(root, METS, "metsHdr", CREATEDATE=document["time"]["ended"])
+    header = _add(root, METS, "metsHdr", CREATEDATE=document["finished"])
     agent = _add(header, METS, "agent", ROLE="CREATOR", TYPE="OTHER", OTHERTYPE="SOFTWARE")
     _add(agent, METS, "name", _agent_id(document))
     if "premis" in sidecars:
@@ -105,10 +91,12 @@ def mets_xml(document: Document, *, sidecars: Mapping[str, Document]) -> bytes:
         event = _add(administrative, METS, "digiprovMD", ID="event")
         reference = _add(event, METS, "mdRef", MDTYPE="PREMIS", LOCTYPE="URL", MIMETYPE="text/xml")
         reference.set(f"{{{XLINK}}}href", _href(sidecars["premis"]["name"]))
+    outputs = dict(document["outputs"])
+    generated = outputs.pop(GENERATED, None)
     groups = {
         "source": list(_sources(document)),
-        "restored": list(document["outputs"].values()),
-        "generated-pixels": [entry for entry in [document["generated"]["map"]] if entry is not None],
+        "restored": list(outputs.values()),
+        "generated-pixels": [] if generated is None else [generated],
         "provenance": list(sidecars.values()),
     }
     section = _add(root, METS, "fileSec")
@@ -129,12 +117,6 @@ def mets_xml(document: Document, *, sidecars: Mapping[str, Document]) -> bytes:
 
 def _sources(document: Document) -> Iterator[Document]:
     yield from (document[name] for name in ("input", "mask") if document[name] is not None)
-
-
-def _outcomes(document: Document) -> Iterator[Document]:
-    yield from document["outputs"].values()
-    if document["generated"]["map"] is not None:
-        yield document["generated"]["map"]
 
 
 def _premis_object(root: Xml.Element, entry: Document, role: str) -> None:
@@ -183,7 +165,7 @@ def _identify(parent: Xml.Element, kind: str, value: str) -> None:
 
 
 def _event_id(document: Document) -> str:
-    return str(uuid5(NAMESPACE_URL, f"{document['plan_id']} {document['time']['ended']}"))
+    return str(uuid5(NAMESPACE_URL, f"{document['plan_id']} {document['finished']}"))
 
 
 def _agent_id(document: Document) -> str:

@@ -1,22 +1,26 @@
-"""What is asked for one picture, and the record beside its outputs that says it is finished."""
+"""What is asked for one picture, and the record beside its outputs that says it is finished, of what, and how."""
 
 import glob
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from engine import generated_map
 from engine.errors import OutputExists
-from engine.store import Digest, FileLock, digest_of, storage_errors, write_atomic
+from engine.provenance import fixity_of, recorded_fixity
+from engine.store import FileLock, storage_errors, write_atomic
 from engine.tiling.canvas import stored_plan
 from engine.tiling.export import SUFFIX
 from engine.tiling.plan import Plan, working_folder
 from engine.tiling.seal import seal, unseal
+
+SCHEMA = "cra-srgan-engine/receipt/1"
 
 _FIELDS = frozenset({"input", "plan_id", "plan", "outputs", "seal"})
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial")
@@ -36,6 +40,14 @@ class Job:
     max_pixels: int = 1 << 30
     """Refused above this many input pixels."""
     tiff_compression: str = "deflate"
+
+    @property
+    def targets(self) -> dict[str, Path]:
+        """Where each output goes; where there is a mask, the map of generated pixels is one of them."""
+        suffixes = {name: SUFFIX[name] for name in self.formats}
+        if self.mask is not None:
+            suffixes[generated_map.GENERATED] = generated_map.SUFFIX
+        return {name: self.out / f"{self.name}{suffix}" for name, suffix in suffixes.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +78,7 @@ def read_receipt(path: Path) -> dict[str, Any] | None:
         found = unseal(path.read_bytes())
     except OSError:
         return None
-    ours = found is not None and "plan_id" in found and isinstance(found.get("outputs"), dict)
-    return found if ours else None
+    return found if found is not None and found.get("schema") == SCHEMA else None
 
 
 def looks_like_receipt(path: Path) -> bool:
@@ -83,23 +94,40 @@ def looks_like_receipt(path: Path) -> bool:
     return isinstance(found, dict) and len(_FIELDS & found.keys()) >= len(_FIELDS) - 1  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
-def write_receipt(plan: Plan, targets: dict[str, Path], job: Job) -> None:
-    """What was made, from what, and its digest; a picture is finished when this and all it names are there."""
-    outputs = {name: _entry(path, is_canvas=name == "ome-zarr") for name, path in targets.items()}
+def write_receipt(plan: Plan, targets: dict[str, Path], job: Job, facts: Mapping[str, object]) -> None:
+    """What was made, from what, how, and its digests; a picture is finished when this and all it names are there.
+
+    `facts` are those of `engine.provenance.describe`.
+    """
+    outputs = {name: _entry(name, path, plan, job) for name, path in targets.items()}
+    finished = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     before = _receipt(job)
-    if before.get("plan_id") == plan.plan_id:  # formats asked for earlier stay finished
-        outputs = before["outputs"] | outputs
-    receipt = {"input": job.image.name, "plan_id": plan.plan_id, "plan": plan.to_json(), "outputs": outputs}
+    if before.get("plan_id") == plan.plan_id:  # formats asked for earlier stay finished; a repair makes nothing new
+        outputs, finished = before["outputs"] | outputs, before["finished"]
+    receipt = {
+        "schema": SCHEMA,
+        **facts,
+        "plan_id": plan.plan_id,
+        "plan": plan.to_json(),
+        "outputs": outputs,
+        "finished": finished,
+    }
     store_receipt(job.out, job.name, receipt)
 
 
 def store_receipt(out: Path, name: str, receipt: dict[str, Any]) -> None:
     """Stores a receipt, and before it the copy in the canvas, published or in progress, of the same plan."""
     text = seal(receipt)
-    for canvas in (working_folder(out, name, receipt["plan_id"]), out / f"{name}{SUFFIX['ome-zarr']}"):
-        if plan_id_of(canvas) == receipt["plan_id"]:
-            write_atomic(receipt_copy(canvas), text)
+    for canvas in _canvases(out, name, receipt["plan_id"]):
+        write_atomic(receipt_copy(canvas), text)
     write_atomic(receipt_path(out, name), text)
+
+
+def _canvases(out: Path, name: str, plan_id: str) -> Iterator[Path]:
+    """The canvas of a plan, in progress and published, where there is one."""
+    for canvas in (working_folder(out, name, plan_id), out / f"{name}{SUFFIX['ome-zarr']}"):
+        if plan_id_of(canvas) == plan_id:
+            yield canvas
 
 
 def strike_outputs(out: Path, name: str, formats: Iterable[str]) -> None:
@@ -110,27 +138,11 @@ def strike_outputs(out: Path, name: str, formats: Iterable[str]) -> None:
         store_receipt(out, name, {**receipt, "outputs": receipt["outputs"] | struck})
 
 
-def _entry(path: Path, *, is_canvas: bool) -> dict[str, object]:
-    """A canvas holds the digests of its own shards."""
-    digest = None if is_canvas else output_digest(path)
-    return {
-        "file": path.name,
-        "bytes": None if digest is None else digest.num_bytes,
-        "sha256": None if digest is None else digest.sha256,
-    }
-
-
-def output_digest(path: Path) -> Digest:
-    """The digest of an exported file; of a folder, that of the sorted names and digests of its files."""
-    if not path.is_dir():
-        return digest_of(path)
-    lines: list[str] = []
-    num_bytes = 0
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        digest = digest_of(file)
-        num_bytes += digest.num_bytes
-        lines.append(f"{digest.sha256}  {file.relative_to(path).as_posix()}\n")
-    return Digest(hashlib.sha256("".join(lines).encode()).hexdigest(), num_bytes)
+def _entry(fmt: str, path: Path, plan: Plan, job: Job) -> dict[str, object]:
+    """A canvas is known by the records of its shards, and may not have its name yet."""
+    if fmt == "ome-zarr":
+        return recorded_fixity(next(_canvases(job.out, job.name, plan.plan_id)), name=path.name).to_json()
+    return fixity_of(path).to_json() | ({"compression": job.tiff_compression} if fmt == "tiff" else {})
 
 
 def keeps_canvas(plan: Plan, targets: dict[str, Path], job: Job) -> bool:
@@ -148,21 +160,20 @@ def is_finished(plan: Plan, targets: dict[str, Path], job: Job) -> bool:
     receipt = _receipt(job)
     if receipt.get("plan_id") != plan.plan_id:
         return False
-    for name, path in targets.items():
-        made = receipt["outputs"].get(name)
-        if made is None:
-            return False
-        if name == "ome-zarr":
-            if plan_id_of(path) != plan.plan_id:
-                return False
-        elif made["sha256"] is None or not (path.is_dir() or _has_size(path, made["bytes"])):
-            return False
+    if not all(_is_made(name, path, receipt["outputs"].get(name), plan, job) for name, path in targets.items()):
+        return False
     _clear_working_folder(plan, job, targets)
     return True
 
 
-def _has_size(path: Path, num_bytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == num_bytes
+def _is_made(fmt: str, path: Path, made: dict[str, Any] | None, plan: Plan, job: Job) -> bool:
+    if made is None or made["sha256"] is None:
+        return False
+    if fmt == "ome-zarr":
+        return plan_id_of(path) == plan.plan_id
+    if fmt == "tiff" and made["compression"] != job.tiff_compression:
+        return False
+    return path.is_dir() or (path.is_file() and path.stat().st_size == made["bytes"])
 
 
 def _clear_working_folder(plan: Plan, job: Job, targets: dict[str, Path]) -> None:

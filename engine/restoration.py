@@ -4,18 +4,22 @@ Nothing is written before the plan holds, and nothing has its final name before 
 """
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import InputError, OutputExists
+from engine.generated_map import GENERATED, Generated, restored_region, write_generated_map
 from engine.geometry import Box, Size
 from engine.guide import make_guide
-from engine.image import ArrayPicture, ImageInfo, Pixels, Source, decode, digest, probe
-from engine.mask import Mask, array_mask, find_mask, no_mask, read_mask
+from engine.image import ArrayPicture, ImageInfo, Pixels, Source, digest
+from engine.isolate import decode_in_child, probe_in_child, read_mask_in_child
+from engine.mask import Mask, array_mask, find_mask, no_mask
 from engine.metadata import Metadata
 from engine.models.checkpoint import for_degradation, load
 from engine.models.runner import TorchRunner
@@ -30,6 +34,7 @@ from engine.planning import (
     render_scale,
     resolved_precision,
 )
+from engine.provenance import describe
 from engine.receipt import (
     Job,
     Receipt,
@@ -70,7 +75,7 @@ class Restorer:
 
     def plan(self, job: Job, request: Request) -> tuple[Plan, Tiling, ImageInfo]:
         """What would be done, from headers and digests; nothing is decoded or written."""
-        info = probe(job.image, max_pixels=job.max_pixels, page=request.page)
+        info = probe_in_child(job.image, max_pixels=job.max_pixels, page=request.page)
         mask_sha256 = "none" if job.mask is None else digest_of(job.mask).sha256
         plan, tiling = make_plan(
             request,
@@ -79,7 +84,7 @@ class Restorer:
             name=job.name,
             input_sha256=digest(info),
             mask_sha256=mask_sha256,
-            num_formats=len(set(job.formats) - {"ome-zarr"}),
+            formats=job.formats,
         )
         for name in job.formats:
             check_format(
@@ -96,49 +101,65 @@ class Restorer:
         """Restore, or resume, or find finished; raises an EngineError that says what stood in the way."""
         started = time.monotonic()
         plan, tiling, info = self.plan(job, request)
-        targets = {name: job.out / f"{job.name}{SUFFIX[name]}" for name in job.formats}
         done = reused = plan.grid.num_shards
-        if not is_finished(plan, targets, job):
-            refuse_taken(plan, targets, job)
+        if not is_finished(plan, job.targets, job):
+            refuse_taken(plan, job.targets, job)
             published = job.out / f"{job.name}{SUFFIX['ome-zarr']}"
             if plan_id_of(published) == plan.plan_id:  # made earlier; another format is wanted now
-                _export(Canvas.load(published), targets, job, carried(info, request))
-                write_receipt(plan, targets, job)
+                canvas = Canvas.load(published)
+                try:
+                    self._finish(canvas, _Work(self, canvas, job, request, info, tiling))
+                finally:
+                    shutil.rmtree(canvas.scratch, ignore_errors=True)
             else:
                 validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
-                done, reused = self._make(plan, job, request, info, tiling, targets, progress)
+                done, reused = self._make(plan, job, request, info, tiling, progress)
         seconds = time.monotonic() - started
-        return Receipt(plan.plan_id, tuple(targets.values()), seconds, plan.grid.num_shards, done, reused)
+        return Receipt(plan.plan_id, tuple(job.targets.values()), seconds, plan.grid.num_shards, done, reused)
 
     def _make(
-        self,
-        plan: Plan,
-        job: Job,
-        request: Request,
-        info: ImageInfo,
-        tiling: Tiling,
-        targets: dict[str, Path],
-        progress: Progress | None,
+        self, plan: Plan, job: Job, request: Request, info: ImageInfo, tiling: Tiling, progress: Progress | None
     ) -> tuple[int, int]:
         """Shards, exports, receipt, final name, in this order; (shards done, of these reused)."""
         with storage_errors(job.out):
             make_folders(job.out)
         done = reused = 0
         with Canvas.open(plan, job.out, metadata=carried(info, request)) as canvas:
-            tidy(job, targets)
-            for end in run(canvas, drawing_order(plan, tiling), _Work(self, canvas, job, request, info, tiling)):
+            tidy(job, job.targets)
+            work = _Work(self, canvas, job, request, info, tiling)
+            for end in run(canvas, drawing_order(plan, tiling), work):
                 done += 1
                 reused += end.reused
                 if progress is not None:
                     progress(end, plan)
-            announce(canvas.scratch, targets)
-            _export(canvas, targets, job, carried(info, request))
-            write_receipt(plan, targets, job)
-            if keeps_canvas(plan, targets, job):
+            announce(canvas.scratch, job.targets)
+            self._finish(canvas, work)
+            if keeps_canvas(plan, job.targets, job):
                 canvas.publish(job.out / f"{job.name}{SUFFIX['ome-zarr']}", replace=job.replace)
             else:
                 canvas.discard()
         return done, reused
+
+    def _finish(self, canvas: Canvas, work: "_Work") -> None:
+        """All outputs but the canvas itself, each written once and given its name when complete; then the receipt."""
+        job, plan = work.job, canvas.plan
+        generated = Generated(0, restored_region(plan).size.num_pixels)
+        for name, path in job.targets.items():
+            if name == GENERATED:
+                generated = write_generated_map(work.mask, plan, path)
+            elif name != "ome-zarr":
+                export(
+                    lambda level, box: canvas.read(box, level=level),
+                    level_sizes=plan.grid.level_sizes,
+                    channels=plan.channels,
+                    dtype=plan.dtype,
+                    fmt=name,
+                    path=path,
+                    metadata=carried(work.info, work.request),
+                    tiff_compression=job.tiff_compression,
+                )
+        facts = describe(plan, self.checkpoint.card, work.info, mask=job.mask, generated=generated)
+        write_receipt(plan, job.targets, job, facts)
 
     def measured_rate(self) -> float:
         """Multiply-adds per second of the network here, from one small tile at x4."""
@@ -178,33 +199,33 @@ class _Work:
     def __init__(
         self, restorer: Restorer, canvas: Canvas, job: Job, request: Request, info: ImageInfo, tiling: Tiling
     ) -> None:
-        self._restorer, self._canvas, self._job = restorer, canvas, job
-        self._request, self._info, self._tiling = request, info, tiling
+        self.job, self.request, self.info = job, request, info
+        self._restorer, self._canvas, self._tiling = restorer, canvas, tiling
         self._halve = HalveShard(canvas)
-        self._renderer: Renderer | None = None
 
     def __call__(self, key: ShardKey) -> Pixels:
         if key.level > 0:
             return self._halve(key)
-        if self._renderer is None:
-            self._renderer = self._opened()
         plan = self._canvas.plan
-        return _draw(self._renderer, plan, self._request, self._info.size, plan.grid.box(key))
+        return _draw(self._renderer, plan, self.request, self.info.size, plan.grid.box(key))
 
-    def _opened(self) -> Renderer:
+    @cached_property
+    def mask(self) -> Mask:
+        """Decoded in a process of its own, as the picture is: a file that kills its decoder is one that is refused."""
+        if self.job.mask is None:
+            return no_mask(self.info.size)
+        return read_mask_in_child(self.job.mask, size=self.info.size, scratch=self._canvas.scratch)
+
+    @cached_property
+    def _renderer(self) -> Renderer:
         scratch = self._canvas.scratch
         try:
-            source = decode(self._info, scratch)
-            mask = (
-                no_mask(source.size)
-                if self._job.mask is None
-                else read_mask(self._job.mask, size=source.size, scratch=scratch)
-            )
+            source, mask = decode_in_child(self.info, scratch), self.mask
         except InputError:
             if not any(self._canvas.is_done(key) for key in self._canvas.grid.all_keys()):
                 self._canvas.discard()  # nothing was computed, nothing is to be resumed
             raise
-        return self._restorer.renderer(source, mask, self._request, self._tiling, scratch)
+        return self._restorer.renderer(source, mask, self.request, self._tiling, scratch)
 
 
 def _draw(renderer: Renderer, plan: Plan, request: Request, size: Size, box: Box) -> Pixels:
@@ -220,23 +241,6 @@ def _draw(renderer: Renderer, plan: Plan, request: Request, size: Size, box: Box
             axis=0 if box.size.h >= box.size.w else 1,
         )
     return resample_area(renderer.draw(drawn), have, box, source=enlarged, target=plan.size)
-
-
-def _export(canvas: Canvas, targets: dict[str, Path], job: Job, metadata: Metadata) -> None:
-    """The picture formats, each written once and given its name when complete."""
-    plan = canvas.plan
-    for name, path in targets.items():
-        if name != "ome-zarr":
-            export(
-                lambda level, box: canvas.read(box, level=level),
-                level_sizes=plan.grid.level_sizes,
-                channels=plan.channels,
-                dtype=plan.dtype,
-                fmt=name,
-                path=path,
-                metadata=metadata,
-                tiff_compression=job.tiff_compression,
-            )
 
 
 def export_finished(

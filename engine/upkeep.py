@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError, OutputBusy, StorageError, StorageReadOnly, UnreadableInput
+from engine.provenance import fixity_of
 from engine.receipt import (
     looks_like_receipt,
-    output_digest,
     read_receipt,
     receipt_copy,
     receipt_path,
     store_receipt,
     strike_outputs,
 )
-from engine.store import Digest, FileLock, fsync_folder, storage_errors
+from engine.store import FileLock, fsync_folder, storage_errors
 from engine.tiling.canvas import ledger_folder, stored_plan
 from engine.tiling.damage import Kind, Problem, Progress, canvas_problems, file_kind, is_working, missing_or
 from engine.tiling.export import SUFFIX
@@ -165,7 +165,7 @@ def _check_receipts(
 
 def _export_problems(out: Path, receipt: dict[str, Any], progress: Progress) -> Iterator[Problem]:
     for fmt, made in receipt["outputs"].items():
-        path = out / made["file"]
+        path = out / made["name"]
         if fmt == "ome-zarr":
             if not (path / "_engine").is_dir():
                 yield Problem(path, fmt, Kind.MISSING)
@@ -177,11 +177,11 @@ def _export_problems(out: Path, receipt: dict[str, Any], progress: Progress) -> 
 
 def _is_as_received(path: Path, made: dict[str, Any], progress: Progress) -> bool:
     try:
-        digest = output_digest(path)
+        found = fixity_of(path)
     except StorageError:
         return False
-    progress(path, digest.num_bytes)
-    return digest == Digest(made["sha256"], made["bytes"])
+    progress(path, found.num_bytes)
+    return found.to_json().items() <= made.items()
 
 
 def _plan_of(canvas: Path, receipt: dict[str, Any] | None) -> tuple[Plan | None, str | None]:

@@ -24,6 +24,7 @@ from engine.tiling.grid import Grid, ShardKey
 from engine.tiling.plan import Plan
 from engine.tiling.pyramid import HalveShard
 from engine.upkeep import Verdict, verify_outputs
+from tests.outputs import files, timeless
 
 FORMATS = ("ome-zarr", "tiff", "png")
 SIZE = Size(75, 131)
@@ -58,7 +59,7 @@ class Scene:
         refuse_taken(plan, targets, job)
         if plan_id_of(self.canvas) == plan.plan_id:
             self._export(Canvas.load(self.canvas), targets)
-            write_receipt(plan, targets, job)
+            write_receipt(plan, targets, job, {})
             return
         with Canvas.open(plan, job.out) as canvas:
             tidy(job, targets)
@@ -72,7 +73,7 @@ class Scene:
                 pass
             announce(canvas.scratch, targets)
             self._export(canvas, targets)
-            write_receipt(plan, targets, job)
+            write_receipt(plan, targets, job, {})
             if keeps_canvas(plan, targets, job):
                 canvas.publish(self.canvas, replace=job.replace)
             else:
@@ -94,12 +95,6 @@ def make_scene(out: Path, name: str = "a", *, size: Size = SIZE, formats=FORMATS
     scene = Scene(Job(Path(__file__), None, out, name, formats), plan, picture, [])
     scene.restore()
     return scene
-
-
-def files(out: Path) -> dict[str, bytes]:
-    """Every file below a folder, but locks, which are empty."""
-    found = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != "lock")
-    return {str(path.relative_to(out)): path.read_bytes() for path in found}
 
 
 def bad_files(verdicts: list[Verdict], out: Path) -> set[str]:
@@ -291,7 +286,7 @@ def test_plan_and_receipt_may_both_be_lost_while_a_record_is_left(scene):
 
 
 def test_a_lost_plan_is_said_and_replaced(scene):
-    intact = files(scene.out)
+    intact = timeless(scene.out)
     shutil.rmtree(scene.canvas / "_engine" / "ledger")
     for name in ("a.zarr/_engine/plan.json", "a.zarr/_engine/receipt.json", "a.json"):
         flip(scene.out / name, 99)
@@ -300,7 +295,7 @@ def test_a_lost_plan_is_said_and_replaced(scene):
     assert "--replace" in verdict.note
     scene.job = Job(scene.job.image, None, scene.out, "a", FORMATS, replace=True)
     scene.restore()
-    assert files(scene.out) == intact
+    assert timeless(scene.out) == intact
 
 
 def test_damage_of_a_canvas_in_progress(scene):

@@ -1,8 +1,10 @@
 """The commands an archive uses: metadata, pages, verify and repair, clean, export."""
 
+import hashlib
 import json
 from pathlib import Path
 
+import bagit
 import numpy as np
 import pytest
 import tifffile
@@ -10,6 +12,7 @@ from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
 from engine.cli import app
+from engine.warden import Limits
 from tests.networks import TINY, random_checkpoint
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -106,6 +109,68 @@ def test_a_finished_canvas_is_exported_again(pixels, model, tmp_path):
         assert np.array_equal(file.asarray(), np.asarray(Image.open(out / "a.png")))
     assert json.loads((out / "a.iiif" / "info.json").read_text())["width"] == 112
     assert call("export", out / "a.zarr", "--format", "tiff")[0] == 4
+
+
+def test_a_receipt_names_every_file_by_its_digest_and_a_bag_holds_them(pixels, model, tmp_path):
+    image, mask, out = tmp_path / "a.png", tmp_path / "m.png", tmp_path / "out"
+    missing = np.zeros(pixels.shape[:2], bool)
+    missing[10:20, 5:50] = True
+    Image.fromarray(pixels).save(image)
+    Image.fromarray(missing).save(mask)
+    assert restore(image, out, model, "--mask", mask, "--format", "tiff", "--format", "png") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["a.generated.png", "a.json", "a.png", "a.tif"]
+    receipt = json.loads((out / "a.json").read_text())
+    for entry in (receipt["input"], receipt["mask"]):
+        assert hashlib.sha256((tmp_path / entry["name"]).read_bytes()).hexdigest() == entry["sha256"]
+    for entry in receipt["outputs"].values():
+        assert hashlib.sha256((out / entry["name"]).read_bytes()).hexdigest() == entry["sha256"]
+    assert set(receipt["outputs"]) == {"tiff", "png", "generated"}
+    assert receipt["generated"]["share"] == missing.mean()
+    assert np.array_equal(np.asarray(Image.open(out / "a.generated.png")), np.where(missing, 255, 0))
+
+    assert call("bag", out, tmp_path / "bag", "--organization", "Town archive") == (0, f"{tmp_path / 'bag'}\n")
+    assert bagit.Bag(str(tmp_path / "bag")).validate()
+    stored = sorted(path.name for path in (tmp_path / "bag" / "data").iterdir())
+    assert stored == ["a.generated.png", "a.json", "a.mets.xml", "a.png", "a.premis.xml", "a.tif"]
+
+
+def test_another_compression_makes_the_tiff_anew(pixels, model, tmp_path):
+    image, out = tmp_path / "a.png", tmp_path / "out"
+    Image.fromarray(pixels).save(image)
+    for compression in ("deflate", "none", "none", "lzw"):
+        assert restore(image, out, model, "--format", "tiff", "--tiff-compression", compression) == 0
+        with tifffile.TiffFile(out / "a.tif") as file:
+            assert file.pages.first.compression.name.lower().removeprefix("adobe_") == compression
+
+
+def test_pictures_and_masks_are_read_in_another_process(pixels, model, tmp_path, monkeypatch):
+    """What a hostile file does to its decoder costs that file: the others are restored."""
+
+    def crash(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("decoded in the parent")
+
+    for name in ("good", "bad"):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        Image.fromarray(np.eye(40, 56) > 0).save(tmp_path / f"{name}.mask.png")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "bad.png").read_bytes()[:4000])
+    monkeypatch.setattr("engine.image._load", crash)
+    images = [tmp_path / "bad.png", tmp_path / "good.png"]
+    code, said = call(
+        "restore", *images, "--mask", tmp_path, "--out", tmp_path / "out", "--model", model, "--format", "png", "--json"
+    )
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert [(line["status"], line["reason"]) for line in lines] == [("refused", "unreadable-input"), ("done", None)]
+    assert code == 3
+    assert (tmp_path / "out" / "good.png").exists()
+
+
+def test_a_picture_that_takes_too_long_is_given_up(pixels, model, tmp_path, monkeypatch):
+    image, out = tmp_path / "a.png", tmp_path / "out"
+    Image.fromarray(pixels).save(image)
+    monkeypatch.setattr("engine.isolate._limits", lambda size: Limits(timeout_s=1e-4))
+    code, said = call("restore", image, "--out", out, "--model", model, "--json")
+    assert (code, json.loads(said)["reason"]) == (3, "decoder-timeout")
+    assert list(out.iterdir()) == []
 
 
 def test_clean_lists_before_it_removes(pixels, model, tmp_path, monkeypatch):

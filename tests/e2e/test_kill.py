@@ -16,6 +16,7 @@ import pytest
 
 from tests.forked import JobServer, job_server
 from tests.networks import TINY, random_checkpoint
+from tests.outputs import timeless
 
 JOB = Path(__file__).with_name("kill_job.py")
 NUM_MOMENTS = 20
@@ -56,7 +57,7 @@ def scene_of(server: JobServer, folder: Path, arguments: list[str]) -> Scene:
     out = folder / "undisturbed"
     _, scene.seconds = server.run([*arguments, "--out", str(out)], f"{out}.notes")
     assert (out / "a.zarr").is_dir(), (folder / "undisturbed.notes.log").read_text()
-    scene.undisturbed = objects(out)
+    scene.undisturbed = timeless(out)
     scene.num_shards = len(computed(out))
     return scene
 
@@ -83,13 +84,6 @@ def out(folder) -> Iterator[Path]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def objects(out: Path) -> dict[str, bytes]:
-    """Every file that a finished run leaves."""
-    files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    files.pop("a.zarr/_engine/lock", None)  # empty; stays when the process is killed right after the rename
-    return files
-
-
 def computed(out: Path) -> list[str]:
     notes = out.with_name(out.name + ".notes")
     return notes.read_text().split() if notes.exists() else []
@@ -107,7 +101,7 @@ def check_rerun(scene: Scene, out: Path) -> None:
     assert len(again) == len(set(again))
     assert set(again).isdisjoint(finished)
     assert len(finished) + len(again) == scene.num_shards
-    assert objects(out) == scene.undisturbed
+    assert timeless(out) == scene.undisturbed
     assert not list(out.rglob("*.partial"))
     assert not list(out.glob("*.inprogress.zarr"))
 
@@ -150,7 +144,7 @@ def test_one_job_killed_again_and_again(scene, out):
         assert kills <= scene.num_shards
     assert kills >= 3
     assert len(computed(out)) <= scene.num_shards + 2 * kills  # the shard in the writer, and the next one
-    assert objects(out) == scene.undisturbed
+    assert timeless(out) == scene.undisturbed
 
 
 def test_a_black_picture_resumes_as_done(server, folder, out):

@@ -127,8 +127,9 @@ def test_known_pixels_are_identical_at_scale_1(channels, dtype, model, tmp_path)
     options = ["--format", "ome-zarr", "--format", "tiff", "--format", "png"]
     code, (line,) = restored(image, "--out", out, "--mask", mask, "--model", model, *options)
     assert code == 0
-    assert [Path(path).name for path in line["outputs"]] == ["a.zarr", "a.tif", "a.png"]
-    made = [read(Path(path)) for path in line["outputs"]]
+    assert [Path(path).name for path in line["outputs"]] == ["a.zarr", "a.tif", "a.png", "a.generated.png"]
+    *made, generated = [read(Path(path)) for path in line["outputs"]]
+    assert np.array_equal(generated[..., 0] == 255, missing)
     colours = 1 if channels <= 2 else 3
     for output in made:
         assert output.dtype == pixels.dtype
@@ -309,10 +310,10 @@ def test_thin_pictures_are_restored(h, w, scale, model, tmp_path):
     pixels, missing = noise(h, w), np.zeros((h, w), bool)
     missing.flat[h * w // 3 : h * w // 3 + 40 if h * w > 1 else 0] = True
     image, mask = write(tmp_path / "a.png", pixels), write_mask(tmp_path / "m.png", missing)
-    code, (line,) = restored(image, "--out", tmp_path / "out", "--mask", mask, "--scale", scale, "--model", model)
+    code, _ = restored(image, "--out", tmp_path / "out", "--mask", mask, "--scale", scale, "--model", model)
     assert code == 0
-    for path in line["outputs"]:
-        output = read(Path(path))
+    for name in ("a.zarr", "a.png"):
+        output = read(tmp_path / "out" / name)
         assert output.shape == (h * scale, w * scale, 3)
         if scale == 1:
             assert np.array_equal(output[~missing], pixels[~missing])
