@@ -29,7 +29,7 @@ from engine.train.checkpoints import RunState, load_state, save_state
 from engine.train.dataset import Pictures, damaged_batch, scale_batch
 from engine.train.recipes import Recipe
 from engine.train.stages import Draw, Stage
-from engine.train.step import Logs, inpainting_loss, joint_loss, super_resolution_loss
+from engine.train.step import Logs, coarse_loss, inpainting_loss, joint_loss, super_resolution_loss
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ class _Trainer:
             window_px=stage.window_px,
             levels=draw.levels,
         ).to(self.device)
-        loss = joint_loss if stage.task == "joint" else inpainting_loss
+        loss = {"coarse": coarse_loss, "inpainting": inpainting_loss, "joint": joint_loss}[stage.task]
         return loss(self.network, damaged, stage.losses, stage.window_px)
 
     def _rate(self) -> float:

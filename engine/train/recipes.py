@@ -22,7 +22,7 @@ class Recipe:
 
 
 def lite() -> Recipe:
-    """The embedded default: distortion losses only, a wall-clock budget split 25 / 45 / 30."""
+    """The embedded default: distortion losses only, a wall-clock budget split 10 / 20 / 40 / 30."""
     return Recipe(name="lite", model=config.lite(), stages=_lite_stages())
 
 
@@ -34,10 +34,23 @@ def full() -> Recipe:
 def _lite_stages() -> tuple[Stage, ...]:
     return (
         Stage(
+            name="coarse",
+            task="coarse",
+            trains=("guide.coarse.",),
+            budget_share=0.10,
+            learning_rate=1e-3,
+            losses=LossWeights(hole=1.0),
+            draws=(
+                Draw(probability=0.40, batch=6, side_px=192, factor=1),
+                Draw(probability=0.40, batch=4, side_px=256, factor=2),
+                Draw(probability=0.20, batch=6, side_px=128, factor=3),
+            ),
+        ),
+        Stage(
             name="inpainting",
             task="inpainting",
             trains=GLOBAL,
-            budget_share=0.25,
+            budget_share=0.20,
             learning_rate=4e-4,
             losses=LossWeights(hole=1.0, edge=0.1),
             window_px=128,
@@ -52,7 +65,7 @@ def _lite_stages() -> tuple[Stage, ...]:
             name="super-resolution",
             task="super-resolution",
             trains=LOCAL,
-            budget_share=0.45,
+            budget_share=0.40,
             learning_rate=1e-3,
             losses=LossWeights(pixel=1.0),
             draws=(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Task = Literal["inpainting", "super-resolution", "joint"]
+Task = Literal["coarse", "inpainting", "super-resolution", "joint"]
 
 GLOBAL = ("guide.", "local.head.")
 LOCAL = (

@@ -39,6 +39,15 @@ def enlarge_window(x: Tensor, factor: int, origin: tuple[int, int], side_px: int
     return enlarged[..., y : y + side_px, x0 : x0 + side_px]
 
 
+def coarse_loss(network: CraSrgan, batch: DamagedBatch, weights: LossWeights, _window_px: int) -> tuple[Tensor, Logs]:
+    """Loss on the coarse fill alone: trained beside the refine network from the start, the coarse one falls silent."""
+    hole = (batch.share >= 1).float()
+    base = harmonic_fill(batch.known_mean, hole)
+    coarse = base + hole * network.guide.coarse(base, batch.share)
+    error = losses.hole_error(coarse, F.avg_pool2d(batch.intact, batch.factor), hole, base)
+    return weights.hole * error, {"coarse": float(error.detach())}
+
+
 def inpainting_loss(
     network: CraSrgan, batch: DamagedBatch, weights: LossWeights, window_px: int
 ) -> tuple[Tensor, Logs]:
