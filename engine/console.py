@@ -14,11 +14,13 @@ from typing import Self
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from engine import generated_map
 from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, InputError, PlanError, UnreadableInput
 from engine.header import SUFFIXES
 from engine.image import ImageInfo
 from engine.mask import find_mask
 from engine.models.card import Card
+from engine.ome_zarr import is_zarr
 from engine.planning import Request, halo_cost, network_operations
 from engine.render import Tiling
 from engine.restoration import Job, Receipt, Restorer
@@ -50,16 +52,14 @@ def find_pictures(inputs: Sequence[Path], out: Path | None) -> dict[str, Path]:
     """Output names → pictures. Folders give the pictures in them, masks left out; stems that collide keep suffixes."""
     paths: list[Path] = []
     for given in inputs:
-        if not given.is_dir():
+        if not given.is_dir() or is_zarr(given):
             paths.append(given)
             continue
         if out is not None and out.resolve().is_relative_to(given.resolve()):
             raise PlanError(f"{out}: --out lies inside the input folder {given}; choose one outside it")
-        found = sorted(
-            p for p in given.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.stem.endswith(".mask")
-        )
+        found = sorted(path for path in given.iterdir() if _is_input(path))
         if not found:
-            raise UnreadableInput(f"{given}: 0 pictures in it; give a folder with PNG, JPEG or TIFF files")
+            raise UnreadableInput(f"{given}: 0 pictures in it; give a folder of pictures")
         paths += found
     paths = list(dict.fromkeys(paths))
     stems = Counter(path.stem for path in paths)
@@ -69,6 +69,12 @@ def find_pictures(inputs: Sequence[Path], out: Path | None) -> dict[str, Path]:
         raise PlanError(f"{doubled}: {names[doubled]} inputs have this name and would share 1 output; run them apart")
     named = {path.stem if stems[path.stem] == 1 else path.name: path for path in paths}
     return named if len(named) == len(paths) else {path.name: path for path in paths}
+
+
+def _is_input(path: Path) -> bool:
+    """Whether a file in an input folder is a picture, and neither a mask nor something that a run has left there."""
+    ours = path.stem.endswith((".mask", ".inprogress", Path(generated_map.SUFFIX).stem))
+    return not ours and (path.suffix.lower() in PICTURE_SUFFIXES or is_zarr(path))
 
 
 class Console:
@@ -122,6 +128,8 @@ class Console:
         names = ", ".join(str(path) for path in receipt.outputs)
         note = " (already finished)" if receipt.shards_reused == receipt.shards_total else ""
         self.say(f"{job.image}: done in {receipt.seconds:.1f} s{note}: {names}")
+        for changed in receipt.notes:
+            self.say(f"{job.image}: {changed}")
         self._emit(job, end, receipt, receipt.seconds)
         return end
 
@@ -134,6 +142,7 @@ class Console:
             "reason": None if end.error is None else end.error.code,
             "message": None if end.error is None else str(end.error),
             "outputs": [] if receipt is None else [str(path) for path in receipt.outputs],
+            "notes": [] if receipt is None else list(receipt.notes),
             "plan_id": None if receipt is None else receipt.plan_id,
             "seconds": round(seconds, 3),
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

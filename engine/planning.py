@@ -30,6 +30,9 @@ DRAWN_SIDE_PX = {1: 512, 2: 1024, 4: 1024, 8: 2048, 16: 2048}
 PROCESS_BYTES = 700 << 20
 """The interpreter with torch and the libraries, and what allocators keep."""
 
+JP2_SAMPLE_BYTES = 14
+"""What encoding JPEG 2000 holds per sample: the picture, 32-bit coefficients and the code blocks of noise."""
+
 SUPPORTED_PRECISION = {"auto": "fp32", "fp32": "fp32", "bf16": "bf16"}
 
 
@@ -163,6 +166,8 @@ def make_plan(
         )
     scale = render_scale(request, layout.size)
     tiling, ram = tiling_for(request, layout.size, card, layout.channels, layout.dtype)
+    if "jp2" in formats:
+        ram = max(ram, PROCESS_BYTES + JP2_SAMPLE_BYTES * size.num_pixels * layout.channels)
     grid = Grid(size)
     return Plan(
         name=name,

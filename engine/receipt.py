@@ -60,6 +60,8 @@ class Receipt:
     shards_total: int
     shards_done: int
     shards_reused: int
+    notes: tuple[str, ...] = ()
+    """What of the input is not in the outputs as it was: conversions, metadata left out."""
 
 
 def receipt_path(out: Path, name: str) -> Path:

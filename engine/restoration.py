@@ -114,8 +114,11 @@ class Restorer:
             else:
                 validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
                 done, reused = self._make(plan, job, request, info, tiling, progress)
+        notes = tuple(f"left out: {what}" for what in info.metadata.left_out)
+        if info.converted is not None:
+            notes = (f"converted: {info.converted}", *notes)
         seconds = time.monotonic() - started
-        return Receipt(plan.plan_id, tuple(job.targets.values()), seconds, plan.grid.num_shards, done, reused)
+        return Receipt(plan.plan_id, tuple(job.targets.values()), seconds, plan.grid.num_shards, done, reused, notes)
 
     def _make(
         self, plan: Plan, job: Job, request: Request, info: ImageInfo, tiling: Tiling, progress: Progress | None

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import zarr
+from zarr.abc.buffer import Buffer
 from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
 
 from engine.errors import StorageError, UnsupportedInput
 from engine.metadata import Metadata
@@ -29,8 +31,13 @@ def lay_out(store: DurableStore, plan: Plan, *, metadata: Metadata | None = None
 
     OME-Zarr has no place for a profile, EXIF, XMP or IPTC: `metadata` goes into the group's attribute `archive`.
     """
-    for name in ("", "_engine", *(str(level) for level in range(len(plan.grid.level_sizes)))):
-        (store.root / name / "zarr.json").unlink(missing_ok=True)
+    objects: dict[str, Buffer] = {}
+    _describe(MemoryStore(objects), plan, metadata)
+    for key in sorted(objects):  # one after another: of writes side by side, some go on when one has failed
+        store.set_sync(key, objects[key])
+
+
+def _describe(store: MemoryStore, plan: Plan, metadata: Metadata | None) -> None:
     attributes: dict[str, Any] = {"ome": _ome(plan)}
     if archive := (metadata or Metadata()).archived(plan.size):
         attributes["archive"] = archive
