@@ -247,6 +247,22 @@ def verify(
 
 
 @app.command()
+def sign(
+    out: Annotated[Path, typer.Argument(help="Folder of finished outputs.", show_default=False)],
+    certificates: Annotated[
+        Path, typer.Option("--certificate", help="PEM: the signer's certificate, then its intermediates.")
+    ],
+    key: Annotated[Path, typer.Option("--key", help="PEM: its private key, without a password.")],
+) -> None:
+    """Write a C2PA manifest beside every TIFF, PNG and JPEG output."""
+    from engine.credentials import sign_outputs
+
+    with _typed_errors():
+        for path in sign_outputs(out, certificates=certificates, key=key):
+            typer.echo(path)
+
+
+@app.command()
 def bag(
     out: Annotated[Path, typer.Argument(help="Folder of finished outputs.", show_default=False)],
     folder: Annotated[Path, typer.Argument(metavar="BAG", help="The bag to make.", show_default=False)],

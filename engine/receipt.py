@@ -80,7 +80,11 @@ def read_receipt(path: Path) -> dict[str, Any] | None:
         found = unseal(path.read_bytes())
     except OSError:
         return None
-    return found if found is not None and found.get("schema") == SCHEMA else None
+    if found is None or found.get("schema") != SCHEMA:
+        return None
+    names = [made["name"] for made in found["outputs"].values()]
+    # One from elsewhere may not lead out of its folder.
+    return found if all(name == Path(name).name for name in names) else None
 
 
 def looks_like_receipt(path: Path) -> bool:

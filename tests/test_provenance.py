@@ -29,6 +29,7 @@ from engine.receipt import Job, read_receipt, write_receipt
 from engine.tiling.canvas import Canvas
 from engine.tiling.grid import Grid
 from engine.tiling.plan import Plan
+from engine.tiling.seal import seal
 from engine.upkeep import verify_outputs
 
 SIZE = Size(37, 53)
@@ -419,3 +420,12 @@ def test_a_bag_is_refused_where_it_would_be_wrong(tmp_path):
     with pytest.raises(StorageError):
         make_bag(tmp_path / "nowhere", tmp_path / "bag")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "taken"]
+
+
+@pytest.mark.parametrize("name", ["../out/scan.png", "/etc/hostname", "..", "a/b"])
+def test_a_receipt_from_elsewhere_does_not_lead_out_of_its_folder(tmp_path, name):
+    job = make_work(tmp_path, with_canvas=False)
+    document = receipt_of(job)
+    document["outputs"]["png"]["name"] = name
+    (job.out / "scan.json").write_bytes(seal(document))
+    assert read_receipt(job.out / "scan.json") is None

@@ -12,8 +12,10 @@ from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
 from engine.cli import app
+from engine.credentials import check_credentials
 from engine.warden import Limits
 from tests.networks import TINY, random_checkpoint
+from tests.test_credentials import identity
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 CANARY = "Canary of Lisbon"
@@ -132,6 +134,18 @@ def test_a_receipt_names_every_file_by_its_digest_and_a_bag_holds_them(pixels, m
     assert bagit.Bag(str(tmp_path / "bag")).validate()
     stored = sorted(path.name for path in (tmp_path / "bag" / "data").iterdir())
     assert stored == ["a.generated.png", "a.json", "a.mets.xml", "a.png", "a.premis.xml", "a.tif"]
+
+
+def test_outputs_are_signed_by_an_archive_with_its_own_certificate(pixels, model, tmp_path):
+    image, out = tmp_path / "a.png", tmp_path / "out"
+    Image.fromarray(pixels).save(image)
+    assert restore(image, out, model, "--format", "tiff", "--format", "png", "--format", "jp2") == 0
+    files = identity(tmp_path)
+    options = ("--certificate", files["certificates"], "--key", files["key"])
+    assert call("sign", out, *options) == (0, f"{out / 'a.tif.c2pa'}\n{out / 'a.png.c2pa'}\n")
+    assert check_credentials(out / "a.png") == []
+    assert call("verify", out)[0] == 0
+    assert call("sign", tmp_path, *options)[0] == 3
 
 
 def test_another_compression_makes_the_tiff_anew(pixels, model, tmp_path):
