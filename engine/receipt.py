@@ -84,7 +84,7 @@ def read_receipt(path: Path) -> dict[str, Any] | None:
         return None
     names = [made["name"] for made in found["outputs"].values()]
     # One from elsewhere may not lead out of its folder.
-    return found if all(name == Path(name).name for name in names) else None
+    return found if all(name == Path(name).name and name != ".." for name in names) else None
 
 
 def looks_like_receipt(path: Path) -> bool:
