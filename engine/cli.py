@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -147,30 +148,63 @@ def restore(
     strip_metadata: StripMetadata = False,
     tiff_compression: TiffCompression = Compression.DEFLATE,
     replace: Replace = False,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Processes on a Ray cluster; 0: here, above 64 pictures all cores.")
+    ] = 0,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Cluster: http://HEAD:8265 to submit there, auto from inside.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try pictures again that were refused.")] = False,
+    stall_after: Annotated[
+        float, typer.Option("--stall-after", min=1, help="Seconds at one picture after which its process is ended.")
+    ] = 600.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on stdout.")] = False,
 ) -> None:
     """Fill the holes of pictures and raise their detail."""
-    from engine.console import Console, exit_code, find_pictures
-    from engine.restoration import Job, Restorer
+    from engine.batch.inputs import find_inputs
+    from engine.batch.run import RAY_ABOVE, restore_all
+    from engine.batch.work import Order
+    from engine.console import Console, Meter, exit_code
 
+    if address is not None and address.startswith("http"):
+        from engine.batch.cluster import submit
+
+        raise typer.Exit(submit(address, _without_address(sys.argv[1:])))
     with _typed_errors():
         request = dataclasses.replace(
             _request(scale, long_side, box, precision, max_memory), page=page, strip_metadata=strip_metadata
         )
-        pictures = find_pictures(inputs, out)
-        restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
-    wanted = tuple(dict.fromkeys(item.value for item in formats))
-    with Console(num_pictures=len(pictures), as_json=as_json) as console:
-        console.say(f"model {restorer.checkpoint.card.name}, degradation {restorer.checkpoint.card.degradation}")
-        ends = [
-            console.run(
-                Job(path, None, out, name, wanted, replace, max_pixels, tiff_compression.value),
-                mask,
-                request=request,
-                restorer=restorer,
-            )
-            for name, path in pictures.items()
-        ]
+        order = Order(
+            out,
+            request,
+            tuple(dict.fromkeys(item.value for item in formats)),
+            model,
+            degradation.value,
+            tiff_compression.value,
+            max_pixels,
+            replace,
+        )
+        restorer = order.restorer()
+        items = list(find_inputs([str(path) for path in inputs], out=str(out), mask=mask))
+        if not workers and (address is not None or len(items) > RAY_ABOVE):
+            workers = os.cpu_count() or 1
+        with Console(num_pictures=len(items), as_json=as_json) as console:
+            console.say(f"model {restorer.checkpoint.card.name}, degradation {restorer.checkpoint.card.degradation}")
+            meter = Meter(console)
+            ends: list[tuple[str, str | None]] = []
+            for outcome in restore_all(
+                items,
+                order,
+                restorer,
+                workers=workers,
+                address=address,
+                retry_failed=retry_failed,
+                stall_s=stall_after,
+                progress=meter,
+            ):
+                meter.close()
+                console.tell(outcome)
+                ends.append((outcome.status, outcome.reason))
     raise typer.Exit(exit_code(ends))
 
 
@@ -363,6 +397,15 @@ def _typed_errors() -> Generator[None]:
     except EngineError as error:
         typer.echo(f"{error.code}: {error}", err=True)
         raise typer.Exit(EXIT_REFUSED if isinstance(error, PlanError) else EXIT_FAILED) from None
+
+
+def _without_address(arguments: list[str]) -> list[str]:
+    """The command line again, without the option that sent it elsewhere."""
+    kept = [word for word in arguments if not word.startswith("--address=")]
+    if "--address" in kept:
+        at = kept.index("--address")
+        del kept[at : at + 2]
+    return kept
 
 
 def _request(

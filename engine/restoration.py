@@ -6,14 +6,14 @@ Nothing is written before the plan holds, and nothing has its final name before 
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import InputError, OutputExists
+from engine.errors import InputError, OutputExists, UnreadableInput
 from engine.generated_map import GENERATED, Generated, restored_region, write_generated_map
 from engine.geometry import Box, Size
 from engine.guide import make_guide
@@ -67,11 +67,21 @@ Progress = Callable[[ShardEnd, Plan], None]
 class Restorer:
     """A loaded model that restores pictures one after another, in this process."""
 
-    def __init__(self, *, model: str | None = None, degradation: str = "clean", precision: str = "auto") -> None:
+    def __init__(
+        self,
+        *,
+        model: str | None = None,
+        degradation: str = "clean",
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> None:
         self.checkpoint = load(model or for_degradation(degradation))
-        self._runner = TorchRunner(
-            self.checkpoint, precision=resolved_precision(precision), threads=len(os.sched_getaffinity(0))
-        )
+        self._precision = resolved_precision(precision)
+        self._threads = threads or len(os.sched_getaffinity(0))
+
+    @cached_property
+    def _runner(self) -> TorchRunner:
+        return TorchRunner(self.checkpoint, precision=self._precision, threads=self._threads)
 
     def plan(self, job: Job, request: Request) -> tuple[Plan, Tiling, ImageInfo]:
         """What would be done, from headers and digests; nothing is decoded or written."""
@@ -108,7 +118,7 @@ class Restorer:
             if plan_id_of(published) == plan.plan_id:  # made earlier; another format is wanted now
                 canvas = Canvas.load(published)
                 try:
-                    self._finish(canvas, _Work(self, canvas, job, request, info, tiling))
+                    self._finish(canvas, _Work(self, canvas, job, request, info, tiling, canvas.scratch))
                 finally:
                     shutil.rmtree(canvas.scratch, ignore_errors=True)
             else:
@@ -120,6 +130,19 @@ class Restorer:
         seconds = time.monotonic() - started
         return Receipt(plan.plan_id, tuple(job.targets.values()), seconds, plan.grid.num_shards, done, reused, notes)
 
+    def lay_out(self, job: Job, request: Request) -> Plan | None:
+        """Begins a picture, for `Part` to draw its shards; None where it is finished, or has its canvas already."""
+        plan, _, info = self.plan(job, request)
+        published = job.out / f"{job.name}{SUFFIX['ome-zarr']}"
+        if is_finished(plan, job.targets, job) or plan_id_of(published) == plan.plan_id:
+            return None
+        refuse_taken(plan, job.targets, job)
+        validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
+        with storage_errors(job.out):
+            make_folders(job.out)
+        Canvas.open(plan, job.out, metadata=carried(info, request)).close()
+        return plan
+
     def _make(
         self, plan: Plan, job: Job, request: Request, info: ImageInfo, tiling: Tiling, progress: Progress | None
     ) -> tuple[int, int]:
@@ -129,7 +152,7 @@ class Restorer:
         done = reused = 0
         with Canvas.open(plan, job.out, metadata=carried(info, request)) as canvas:
             tidy(job, job.targets)
-            work = _Work(self, canvas, job, request, info, tiling)
+            work = _Work(self, canvas, job, request, info, tiling, canvas.scratch)
             for end in run(canvas, drawing_order(plan, tiling), work):
                 done += 1
                 reused += end.reused
@@ -200,10 +223,17 @@ class _Work:
     """Draws shards of one picture; decodes and looks at it only when the first one is asked for."""
 
     def __init__(
-        self, restorer: Restorer, canvas: Canvas, job: Job, request: Request, info: ImageInfo, tiling: Tiling
+        self,
+        restorer: Restorer,
+        canvas: Canvas,
+        job: Job,
+        request: Request,
+        info: ImageInfo,
+        tiling: Tiling,
+        scratch: Path,
     ) -> None:
         self.job, self.request, self.info = job, request, info
-        self._restorer, self._canvas, self._tiling = restorer, canvas, tiling
+        self._restorer, self._canvas, self._tiling, self._scratch = restorer, canvas, tiling, scratch
         self._halve = HalveShard(canvas)
 
     def __call__(self, key: ShardKey) -> Pixels:
@@ -217,18 +247,39 @@ class _Work:
         """Decoded in a process of its own, as the picture is: a file that kills its decoder is one that is refused."""
         if self.job.mask is None:
             return no_mask(self.info.size)
-        return read_mask_in_child(self.job.mask, size=self.info.size, scratch=self._canvas.scratch)
+        return read_mask_in_child(self.job.mask, size=self.info.size, scratch=self._scratch)
 
     @cached_property
     def _renderer(self) -> Renderer:
-        scratch = self._canvas.scratch
         try:
-            source, mask = decode_in_child(self.info, scratch), self.mask
+            source, mask = decode_in_child(self.info, self._scratch), self.mask
+            planned = self._canvas.plan
+            if (source.sha256, mask.sha256) != (planned.input_sha256, planned.mask_sha256):
+                raise UnreadableInput(f"{self.info.path}: changed since it was planned, or its mask did. Run again.")
         except InputError:
-            if not any(self._canvas.is_done(key) for key in self._canvas.grid.all_keys()):
+            if self._canvas.is_owned and not any(self._canvas.is_done(key) for key in self._canvas.grid.all_keys()):
                 self._canvas.discard()  # nothing was computed, nothing is to be resumed
             raise
-        return self._restorer.renderer(source, mask, self.request, self._tiling, scratch)
+        return self._restorer.renderer(source, mask, self.request, self._tiling, self._scratch)
+
+
+class Part:
+    """Draws shards of a picture that `Restorer.lay_out` has begun, beside other processes; decodes it once."""
+
+    def __init__(self, restorer: Restorer, job: Job, request: Request, scratch: Path) -> None:
+        """`scratch`: a folder of this process alone, made and removed by it."""
+        self.plan, tiling, info = restorer.plan(job, request)
+        self._canvas = Canvas.join(self.plan, job.out)
+        self._keys = list(drawing_order(self.plan, tiling))
+        self._work = _Work(restorer, self._canvas, job, request, info, tiling, scratch)
+        self._scratch = scratch
+
+    def draw(self, first: int, last: int) -> Iterator[ShardEnd]:
+        """The shards `first` to `last - 1` of the full size, in drawing order."""
+        yield from run(self._canvas, self._keys[first:last], self._work)
+
+    def close(self) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def _draw(renderer: Renderer, plan: Plan, request: Request, size: Size, box: Box) -> Pixels:

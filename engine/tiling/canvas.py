@@ -49,8 +49,11 @@ _MOST_NAMED = 5  # shards that an error message lists
 class Canvas:
     """One output, in progress (`open`) or published (`load`). One process writes it; `close` lets another one do so."""
 
-    def __init__(self, plan: Plan, root: Path, *, store: DurableStore, lock: FileLock | None) -> None:
+    def __init__(
+        self, plan: Plan, root: Path, *, store: DurableStore, lock: FileLock | None, joined: bool = False
+    ) -> None:
         self.plan = plan
+        self._joined = joined
         self.root = root
         self._store = store
         self._lock = lock
@@ -84,6 +87,19 @@ class Canvas:
         except BaseException:
             lock.release()
             raise
+
+    @classmethod
+    def join(cls, plan: Plan, out: Path) -> Self:
+        """Opens an output in progress that `open` has laid out, to add shards to it beside other processes.
+
+        There is no lock: of several writers of one shard the first record counts, and all write the same bytes. Raises
+        StorageError where the output is not in progress (any more).
+        """
+        root = plan.working_folder(out)
+        found = stored_plan(root)
+        if found is None or found.plan_id != plan.plan_id:
+            raise StorageError(f"{root}: is not in progress; run the same command again")
+        return cls(plan, root, store=DurableStore(root), lock=None, joined=True)
 
     @classmethod
     def load(cls, final: Path) -> Self:
@@ -124,7 +140,11 @@ class Canvas:
 
     def write(self, key: ShardKey, pixels: Pixels) -> None:
         """Stores a whole shard, (h, w, c) of exactly its clipped box, then its record. Other shards may be read."""
-        self._check_owned()
+        if self._joined:
+            if self.is_done(key):  # another process was faster
+                return
+        else:
+            self._check_owned()
         box = self.grid.box(key)
         expected = (box.size.h, box.size.w, self.plan.channels)
         if pixels.shape != expected or pixels.dtype != self.plan.dtype:
@@ -227,8 +247,13 @@ class Canvas:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def is_owned(self) -> bool:
+        """Whether this process alone may write, publish and discard the output."""
+        return self._lock is not None
+
     def _check_owned(self) -> None:
-        if self._lock is None:
+        if not self.is_owned:
             raise ValueError(f"{self.root}: is closed, or published and so read-only")
 
     def _is_intact(self, key: ShardKey) -> bool:
