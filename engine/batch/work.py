@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from engine.batch.inputs import Item
 from engine.errors import EngineError, InputError, MaskUnavailable, PlanError
+from engine.failpoints import hit
 from engine.planning import PIXEL_VERSION, Request
 from engine.receipt import Job, Receipt, read_receipt, receipt_path
 from engine.restoration import Progress, Restorer
@@ -103,6 +104,7 @@ def guarded(item: Item, act: Callable[[], _T]) -> _T | Outcome:
 
 
 def _restore(restorer: Restorer, item: Item, order: Order, progress: Progress | None) -> Receipt:
+    hit(f"restore {item.name}")
     if item.error is not None:
         raise MaskUnavailable(item.error)
     return restorer.restore(order.job(item), order.request, progress)
