@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engine import generated_map
 from engine.errors import UnreadableInput
+from engine.outputs import BATCH, output_folders, runs_batch
 from engine.receipt import read_receipt, receipt_copy, receipt_path
 from engine.store import FileLock, is_locked, storage_errors
 from engine.tiling.canvas import stored_plan
@@ -46,16 +47,16 @@ class Leftover:
 
 
 def stale(out: Path) -> list[Leftover]:
-    """What lies in the folder of outputs `out` and may go, by name; nothing is changed.
+    """What lies in the folder of outputs `out`, or below it, and may go, by name; nothing is changed.
 
-    Left out: what another process holds the lock of, what does not look like our own work inside and out, and all of a
-    picture whose old output was renamed aside but whose new one has no name yet: there the next run finishes the swap.
-    So is a canvas that `verify` took back for its repair.
+    Left out: all of a batch that is at work, what another process holds the lock of, what does not look like our own
+    work inside and out, and all of a picture whose old output was renamed aside but whose new one has no name yet:
+    there the next run finishes the swap. So is a canvas that `verify` took back for its repair.
     """
     if not out.is_dir():
         raise UnreadableInput(f"{out}: is no folder; give what `restore` wrote to --out")
     with storage_errors(out):
-        found = (_leftover(child) for child in sorted([*out.iterdir(), *out.glob("*.zarr/_engine/*")]))
+        found = (_leftover(child) for folder in output_folders(out) for child in sorted(_children(folder)))
         return [leftover for leftover in found if leftover is not None]
 
 
@@ -67,9 +68,16 @@ def clean(leftovers: Iterable[Leftover]) -> Iterator[Leftover]:
                 yield leftover
 
 
+def _children(folder: Path) -> Iterator[Path]:
+    """What may be a leftover: all in a folder of outputs, and what a kill leaves inside canvases and of a batch."""
+    yield from folder.iterdir()
+    yield from folder.glob("*.zarr/_engine/*")
+    yield from folder.glob(f"{BATCH}/**/*.partial")
+
+
 def _leftover(path: Path) -> Leftover | None:
     sort = None if path.is_symlink() else _sort(path)
-    return None if sort is None else Leftover(path, sort, _disk_bytes(path))
+    return None if sort is None or runs_batch(path) else Leftover(path, sort, _disk_bytes(path))
 
 
 def _sort(path: Path) -> Sort | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError, OutputBusy, StorageError, StorageReadOnly, UnreadableInput
+from engine.outputs import output_folders
 from engine.provenance import fixity_of
 from engine.receipt import (
     looks_like_receipt,
@@ -51,8 +52,9 @@ class Verdict:
 def verify_outputs(paths: Iterable[Path], *, progress: Progress | None = None) -> Iterator[Verdict]:
     """Reads everything that was stored for each picture again, and strikes what is bad.
 
-    paths: folders of outputs, canvases (published or in progress), or receipts. `progress` is told each file that was
-    read. Raises UnreadableInput for a path that is none of these. Damage is no error: it is in the verdicts.
+    paths: folders of outputs (and all below them), canvases (published or in progress), or receipts. `progress` is told
+    each file that was read. Raises UnreadableInput for a path that is none of these. Damage is no error: it is in the
+    verdicts.
     """
     told = progress or _tell_nobody
     for path in (Path(path).absolute() for path in paths):
@@ -68,14 +70,8 @@ def _pictures(path: Path) -> Iterator[tuple[Path, Path | None, str]]:
     if (path / "_engine").is_dir():
         yield path.parent, path, path.name.removesuffix(_CANVAS)
     elif path.is_dir():
-        with storage_errors(path):
-            found = sorted(path.iterdir())
-        canvases = [child for child in found if child.suffix == _CANVAS and (child / "_engine").is_dir()]
-        for child in canvases:
-            yield path, child, child.name.removesuffix(_CANVAS)
-        for child in found:
-            if child.with_name(f"{child.stem}{_CANVAS}") not in canvases and looks_like_receipt(child):
-                yield path, None, child.stem
+        for folder in output_folders(path):
+            yield from _pictures_in(folder)
     elif looks_like_receipt(path):
         canvas = path.with_name(f"{path.stem}{_CANVAS}")
         yield path.parent, canvas if (canvas / "_engine").is_dir() else None, path.stem
@@ -83,6 +79,17 @@ def _pictures(path: Path) -> Iterator[tuple[Path, Path | None, str]]:
         raise UnreadableInput(
             f"{path}: is no folder of outputs, canvas or receipt of this program; give what `restore` wrote to --out"
         )
+
+
+def _pictures_in(folder: Path) -> Iterator[tuple[Path, Path | None, str]]:
+    with storage_errors(folder):
+        found = sorted(folder.iterdir())
+    canvases = {child for child in found if child.suffix == _CANVAS and (child / "_engine").is_dir()}
+    for child in sorted(canvases):
+        yield folder, child, child.name.removesuffix(_CANVAS)
+    for child in found:
+        if child.with_name(f"{child.stem}{_CANVAS}") not in canvases and looks_like_receipt(child):
+            yield folder, None, child.stem
 
 
 def _tell_nobody(path: Path, num_bytes: int) -> None:
