@@ -4,23 +4,19 @@ import json
 import resource
 import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from engine import generated_map
-from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, InputError, PlanError, UnreadableInput
-from engine.header import SUFFIXES
+from engine.batch.inputs import Item
+from engine.batch.names import printable
+from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, InputError, PlanError
 from engine.image import ImageInfo
-from engine.mask import find_mask
 from engine.models.card import Card
-from engine.ome_zarr import is_zarr
 from engine.planning import Request, halo_cost, network_operations
 from engine.render import Tiling
 from engine.restoration import Job, Receipt, Restorer
@@ -28,7 +24,6 @@ from engine.tiling.execute import ShardEnd
 from engine.tiling.plan import Plan
 
 PLAIN_LINE_EVERY_S = 5.0
-PICTURE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,35 +41,6 @@ def exit_code(ends: Sequence[End]) -> int:
     if not errors:
         return 0
     return EXIT_REFUSED if all(isinstance(error, PlanError) for error in errors) else EXIT_FAILED
-
-
-def find_pictures(inputs: Sequence[Path], out: Path | None) -> dict[str, Path]:
-    """Output names → pictures. Folders give the pictures in them, masks left out; stems that collide keep suffixes."""
-    paths: list[Path] = []
-    for given in inputs:
-        if not given.is_dir() or is_zarr(given):
-            paths.append(given)
-            continue
-        if out is not None and out.resolve().is_relative_to(given.resolve()):
-            raise PlanError(f"{out}: --out lies inside the input folder {given}; choose one outside it")
-        found = sorted(path for path in given.iterdir() if _is_input(path))
-        if not found:
-            raise UnreadableInput(f"{given}: 0 pictures in it; give a folder of pictures")
-        paths += found
-    paths = list(dict.fromkeys(paths))
-    stems = Counter(path.stem for path in paths)
-    names = Counter(path.name for path in paths)
-    doubled = next((name for name, count in names.items() if count > 1), None)
-    if doubled is not None:
-        raise PlanError(f"{doubled}: {names[doubled]} inputs have this name and would share 1 output; run them apart")
-    named = {path.stem if stems[path.stem] == 1 else path.name: path for path in paths}
-    return named if len(named) == len(paths) else {path.name: path for path in paths}
-
-
-def _is_input(path: Path) -> bool:
-    """Whether a file in an input folder is a picture, and neither a mask nor something that a run has left there."""
-    ours = path.stem.endswith((".mask", ".inprogress", Path(generated_map.SUFFIX).stem))
-    return not ours and (path.suffix.lower() in PICTURE_SUFFIXES or is_zarr(path))
 
 
 class Console:
@@ -107,37 +73,35 @@ class Console:
 
     def say(self, line: str) -> None:
         """One line on stderr; what a name holds beside letters is shown escaped, not obeyed by the terminal."""
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-        self._rich.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._rich.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
-    def run(self, job: Job, mask: str, *, request: Request, restorer: Restorer) -> End:
+    def run(self, item: Item, to_job: Callable[[Item], Job], *, request: Request, restorer: Restorer) -> End:
         """Restore one picture and report how it ended; never raises an EngineError."""
         started = time.monotonic()
-        meter = _Meter(self, job.name)
+        meter = _Meter(self, item.name)
         try:
-            job = replace(job, mask=find_mask(mask, image=job.image))
-            receipt = restorer.restore(job, request, meter)
+            receipt = restorer.restore(to_job(item), request, meter)
         except EngineError as error:
             end = End("refused" if isinstance(error, InputError | PlanError) else "failed", error)
-            self.say(f"{job.image}: {end.status}, {error.code}: {error}")
-            self._emit(job, end, None, time.monotonic() - started)
+            self.say(f"{item.image}: {end.status}, {error.code}: {error}")
+            self._emit(item, end, None, time.monotonic() - started)
             return end
         finally:
             meter.close()
         end = End("done")
         names = ", ".join(str(path) for path in receipt.outputs)
         note = " (already finished)" if receipt.shards_reused == receipt.shards_total else ""
-        self.say(f"{job.image}: done in {receipt.seconds:.1f} s{note}: {names}")
+        self.say(f"{item.image}: done in {receipt.seconds:.1f} s{note}: {names}")
         for changed in receipt.notes:
-            self.say(f"{job.image}: {changed}")
-        self._emit(job, end, receipt, receipt.seconds)
+            self.say(f"{item.image}: {changed}")
+        self._emit(item, end, receipt, receipt.seconds)
         return end
 
-    def _emit(self, job: Job, end: End, receipt: Receipt | None, seconds: float) -> None:
+    def _emit(self, item: Item, end: End, receipt: Receipt | None, seconds: float) -> None:
         if not self._as_json:
             return
         line = {
-            "input": str(job.image),
+            "input": item.image,
             "status": end.status,
             "reason": None if end.error is None else end.error.code,
             "message": None if end.error is None else str(end.error),
