@@ -87,8 +87,12 @@ def _parse_box(text: str) -> Box:
 
 
 Inputs = Annotated[
-    list[Path],
-    typer.Argument(help="Pictures (PNG, JPEG, TIFF, WebP, JPEG 2000, OME-Zarr) or folders.", show_default=False),
+    list[str],
+    typer.Argument(
+        help="Pictures (PNG, JPEG, TIFF, WebP, JPEG 2000, OME-Zarr), folders with all below them, quoted patterns "
+        "(** for sub-folders), lists (.txt, one path a line) or s3://bucket/prefix.",
+        show_default=False,
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the outputs; made where it is missing.")]
 MaskOption = Annotated[
@@ -211,7 +215,7 @@ def restore(
 @app.command()
 def plan(
     inputs: Inputs,
-    out: Annotated[Path, typer.Option("--out", help="Where the outputs would go.")] = Path(),
+    out: Annotated[Path | None, typer.Option("--out", help="Where the outputs would go.")] = None,
     mask: MaskOption = "none",
     scale: ScaleOption = None,
     long_side: LongSide = None,
@@ -222,23 +226,37 @@ def plan(
     precision: PrecisionOption = Precision.AUTO,
     max_memory: MaxMemory = None,
     max_pixels: MaxPixels = 1 << 30,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Several pictures: also for so many workers.")
+    ] = None,
+    speed: Annotated[float, typer.Option("--speed", min=0.001, help="Of a worker, in cores of this machine.")] = 1.0,
 ) -> None:
     """Say what a restoration would take, and write nothing."""
-    from engine.console import describe_plan, find_pictures
-    from engine.mask import find_mask
-    from engine.restoration import Job, Restorer
+    from itertools import chain, islice
+
+    from engine.batch.estimate import check_disk, core_rate, estimate, to_text
+    from engine.batch.inputs import find_inputs
+    from engine.console import describe_plan
+    from engine.restoration import Restorer
     from engine.tiling.plan import validate
 
     with _typed_errors():
         request = _request(scale, long_side, box, precision, max_memory)
         restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
-        rate = restorer.measured_rate()
-        for name, path in find_pictures(inputs, None).items():
-            wanted = tuple(dict.fromkeys(item.value for item in formats))
-            job = Job(path, find_mask(mask, image=path), out, name, wanted, max_pixels=max_pixels)
-            made, tiling, info = restorer.plan(job, request)
-            typer.echo(describe_plan(made, tiling, info, restorer.checkpoint.card, rate))
-            validate(made, out=out, max_memory_bytes=max_memory)
+        card, rate, folder = restorer.checkpoint.card, restorer.measured_rate(), out or Path()
+        wanted = tuple(dict.fromkeys(fmt.value for fmt in formats))
+        items = find_inputs(inputs, out=None if out is None else str(out), mask=mask)
+        first = list(islice(items, 2))
+        if len(first) == 1:
+            made, tiling, info = restorer.plan(first[0].job(folder, wanted, max_pixels=max_pixels), request)
+            typer.echo(describe_plan(made, tiling, info, card, rate))
+            validate(made, out=folder, max_memory_bytes=max_memory)
+            return
+        total = estimate(chain(first, items), request, card, out=folder, formats=wanted, max_pixels=max_pixels)
+        one_core = core_rate(restorer)
+        typer.echo(to_text(total, out=folder, here_per_s=rate, core_per_s=one_core, num_workers=workers, speed=speed))
+        check_disk(total, folder, num_workers=workers or 1)
+    raise typer.Exit(total.exit_code)
 
 
 @app.command()

@@ -4,29 +4,24 @@ import json
 import resource
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from engine import generated_map
+from engine.batch.names import printable
 from engine.batch.work import DONE, Outcome, codes
-from engine.errors import EXIT_FAILED, EXIT_REFUSED, PlanError, UnreadableInput
-from engine.header import SUFFIXES
+from engine.errors import EXIT_FAILED, EXIT_REFUSED, PlanError
 from engine.image import ImageInfo
 from engine.models.card import Card
-from engine.ome_zarr import is_zarr
 from engine.planning import halo_cost, network_operations
 from engine.render import Tiling
 from engine.tiling.execute import ShardEnd
 from engine.tiling.plan import Plan
 
 PLAIN_LINE_EVERY_S = 5.0
-PICTURE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 
 
 def exit_code(ends: Iterable[tuple[str, str | None]]) -> int:
@@ -35,35 +30,6 @@ def exit_code(ends: Iterable[tuple[str, str | None]]) -> int:
     if not reasons:
         return 0
     return EXIT_REFUSED if reasons <= codes(PlanError) else EXIT_FAILED
-
-
-def find_pictures(inputs: Sequence[Path], out: Path | None) -> dict[str, Path]:
-    """Output names → pictures. Folders give the pictures in them, masks left out; stems that collide keep suffixes."""
-    paths: list[Path] = []
-    for given in inputs:
-        if not given.is_dir() or is_zarr(given):
-            paths.append(given)
-            continue
-        if out is not None and out.resolve().is_relative_to(given.resolve()):
-            raise PlanError(f"{out}: --out lies inside the input folder {given}; choose one outside it")
-        found = sorted(path for path in given.iterdir() if _is_input(path))
-        if not found:
-            raise UnreadableInput(f"{given}: 0 pictures in it; give a folder of pictures")
-        paths += found
-    paths = list(dict.fromkeys(paths))
-    stems = Counter(path.stem for path in paths)
-    names = Counter(path.name for path in paths)
-    doubled = next((name for name, count in names.items() if count > 1), None)
-    if doubled is not None:
-        raise PlanError(f"{doubled}: {names[doubled]} inputs have this name and would share 1 output; run them apart")
-    named = {path.stem if stems[path.stem] == 1 else path.name: path for path in paths}
-    return named if len(named) == len(paths) else {path.name: path for path in paths}
-
-
-def _is_input(path: Path) -> bool:
-    """Whether a file in an input folder is a picture, and neither a mask nor something that a run has left there."""
-    ours = path.stem.endswith((".mask", ".inprogress", Path(generated_map.SUFFIX).stem))
-    return not ours and (path.suffix.lower() in PICTURE_SUFFIXES or is_zarr(path))
 
 
 class Console:
@@ -98,8 +64,7 @@ class Console:
 
     def say(self, line: str) -> None:
         """One line on stderr; what a name holds beside letters is shown escaped, not obeyed by the terminal."""
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-        self._rich.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._rich.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def tell(self, outcome: Outcome) -> None:
         """Report how a picture ended."""

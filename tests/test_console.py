@@ -1,4 +1,4 @@
-"""Which files a folder of inputs gives, and what a person is told of a picture."""
+"""What a person is told of a picture."""
 
 import json
 
@@ -9,29 +9,10 @@ from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from engine.cli import app
-from engine.console import find_pictures
-from engine.errors import PlanError, UnreadableInput
 from engine.image import ArrayPicture
 from engine.models.checkpoint import load
 from engine.planning import Request, make_plan
 from tests.networks import TINY, random_checkpoint
-
-
-def test_a_folder_gives_its_pictures_and_nothing_that_a_run_has_left(tmp_path):
-    for name in ("a.png", "b.TIF", "b.mask.png", "a.generated.png", "a.json", "notes.txt"):
-        (tmp_path / name).touch()
-    for name in ("c.zarr", "d.0123456789abcdef.inprogress.zarr", "e"):
-        (tmp_path / name).mkdir()
-    assert find_pictures([tmp_path], None) == {
-        "a": tmp_path / "a.png",
-        "b": tmp_path / "b.TIF",
-        "c": tmp_path / "c.zarr",
-    }
-    assert find_pictures([tmp_path / "c.zarr"], None) == {"c": tmp_path / "c.zarr"}
-    with pytest.raises(UnreadableInput, match="0 pictures"):
-        find_pictures([tmp_path / "e"], None)
-    with pytest.raises(PlanError, match="inside the input folder"):
-        find_pictures([tmp_path], tmp_path / "out")
 
 
 def test_what_is_converted_or_left_out_is_told(tmp_path):

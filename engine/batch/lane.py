@@ -145,7 +145,7 @@ class _FeedSource(Datasource):
 
         def read() -> Iterator[pa.Table]:
             number = 0
-            while (row := ray.get(feed.take.remote(number))) is not None:
+            while (row := cast("bytes | None", ray.get(feed.take.remote(number)))) is not None:
                 yield pa.table({"work": [row]})
                 number += 1
 

@@ -28,8 +28,9 @@ from engine.batch.attempts import MAX_SHARED, Attempts
 from engine.batch.inputs import Item
 from engine.batch.lane import Batch, Event, Lane, Pool, answer
 from engine.batch.work import DONE, FAILED, Order, Outcome, guarded, restore_item
-from engine.errors import BatchStalled, MaskUnavailable, ProcessDied, TooFewCpus
+from engine.errors import BatchStalled, ProcessDied, TooFewCpus
 from engine.geometry import ceil_div
+from engine.outputs import BATCH
 from engine.restoration import Part
 
 log = logging.getLogger(__name__)
@@ -95,8 +96,6 @@ class Preparer:
 
     def _prepare(self, item: Item) -> Prepared | Outcome:
         def prepare() -> Prepared:
-            if item.error is not None:
-                raise MaskUnavailable(item.error)
             job, request = self._order.job(item), self._order.request
             plan, _, _ = self._restorer.plan(job, request)
             num_shards = sum(1 for _ in plan.grid.keys(0))
@@ -113,7 +112,7 @@ class TileActor:
     def __init__(self, order: Order, stall_s: float) -> None:
         self._order, self._stall_s = order, stall_s
         self._restorer = order.restorer(threads=1)
-        self._attempts = Attempts(order.out / "_batch" / "attempts")
+        self._attempts = Attempts(order.out / BATCH / "attempts")
         self._node = ray.get_runtime_context().get_node_id()
         self._part: tuple[str, Part] | None = None
 

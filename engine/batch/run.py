@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from engine.batch.catalog import CatalogWriter, Output, Row, read_catalog
 from engine.batch.inputs import Item
-from engine.batch.work import DONE, FAILED, REFUSED, Order, Outcome, restore_item, stored_receipt
+from engine.batch.work import DONE, REFUSED, Order, Outcome, restore_item, stored_receipt
 from engine.errors import OutputBusy, ProcessDied
+from engine.outputs import BATCH, batch_lock
 from engine.restoration import Progress, Restorer
 from engine.store import FileLock, make_folders, storage_errors, write_atomic
 
@@ -39,11 +41,11 @@ def restore_all(
         yield restore_item(restorer, items[0], order, progress)
         return
     request_id = order.request_id(restorer.checkpoint.card.sha256)
-    folder = order.out / "_batch"
+    folder = order.out / BATCH
     with ExitStack() as stack:
         with storage_errors(folder):
             make_folders(folder)
-        lock = FileLock.try_take(folder / "lock")
+        lock = FileLock.try_take(batch_lock(order.out))
         if lock is None:
             raise OutputBusy(f"{order.out}: another batch is at work on it; wait for it, or end it")
         stack.callback(lock.release)
@@ -57,7 +59,7 @@ def restore_all(
                 fact = _Facts.of(item)
                 row = known.get(item.name)
                 if row is not None and _holds(row, fact, request_id, order.out, retry_failed=retry_failed):
-                    looked_up.append(_outcome(row, item))
+                    looked_up.append(_outcome(row, item, order.out))
                 else:
                     facts[item.name] = fact
                     yield item
@@ -143,7 +145,7 @@ def _holds(row: Row, facts: _Facts, request_id: str, out: Path, *, retry_failed:
 
 def _row(outcome: Outcome, facts: _Facts, request_id: str, order: Order, before: Row | None) -> Row:
     receipt = stored_receipt(order, outcome.item) if outcome.status == DONE else None
-    outputs = {} if receipt is None else receipt["outputs"]
+    outputs: dict[str, dict[str, Any]] = {} if receipt is None else receipt["outputs"]
     h, w = (0, 0) if receipt is None else receipt["plan"]["size_px"]
     return Row(
         name=outcome.item.name,
@@ -169,9 +171,9 @@ def _row(outcome: Outcome, facts: _Facts, request_id: str, order: Order, before:
     )
 
 
-def _outcome(row: Row, item: Item) -> Outcome:
+def _outcome(row: Row, item: Item, out: Path) -> Outcome:
     """What the catalog tells of a picture that has ended before."""
-    folder = Path(row.name).parent
+    folder = (out / row.name).parent
     return Outcome(
         item,
         row.status,
@@ -183,8 +185,3 @@ def _outcome(row: Row, item: Item) -> Outcome:
         outputs=tuple(str(folder / output.name) for output in row.outputs),
         looked_up=True,
     )
-
-
-def failed(outcome: Outcome) -> bool:
-    """Whether a picture is not done, for whatever reason."""
-    return outcome.status in (REFUSED, FAILED)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.batch.inputs import Item
-from engine.errors import EngineError, InputError, MaskUnavailable, PlanError
+from engine.errors import EngineError, InputError, PlanError
 from engine.failpoints import hit
 from engine.planning import PIXEL_VERSION, Request
 from engine.receipt import Job, Receipt, read_receipt, receipt_path
@@ -41,18 +41,13 @@ class Order:
         )
 
     def job(self, item: Item) -> Job:
-        """Sub-folders of the input come back in the output."""
-        path = self.out / item.name
-        mask = None if item.mask is None else Path(item.mask)
-        return Job(
-            Path(item.image),
-            mask,
-            path.parent,
-            path.name,
+        """Raises MaskUnavailable where no mask was found."""
+        return item.job(
+            self.out,
             self.formats,
-            self.replace,
-            self.max_pixels,
-            self.tiff_compression,
+            replace=self.replace,
+            max_pixels=self.max_pixels,
+            tiff_compression=self.tiff_compression,
         )
 
     def request_id(self, model_sha256: str) -> str:
@@ -105,8 +100,6 @@ def guarded(item: Item, act: Callable[[], _T]) -> _T | Outcome:
 
 def _restore(restorer: Restorer, item: Item, order: Order, progress: Progress | None) -> Receipt:
     hit(f"restore {item.name}")
-    if item.error is not None:
-        raise MaskUnavailable(item.error)
     return restorer.restore(order.job(item), order.request, progress)
 
 

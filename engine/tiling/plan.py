@@ -107,11 +107,7 @@ def validate(plan: Plan, *, out: Path, max_memory_bytes: int | None) -> None:
     `max_memory_bytes` None sets no limit on memory. What an earlier run of the same plan has stored already needs no
     space again. Raises NotEnoughMemory, NotEnoughDisk (`DISK_RESERVE_BYTES` must stay free) or StorageReadOnly.
     """
-    if max_memory_bytes is not None and plan.projected_ram_bytes > max_memory_bytes:
-        raise NotEnoughMemory(
-            f"{plan.name}: needs {plan.projected_ram_bytes:,} bytes of memory, {max_memory_bytes:,} are allowed; "
-            "raise --max-memory, or lower the scale or the size of the tiles"
-        )
+    check_memory(plan, max_memory_bytes)
     _check_writable(out)
     needed = plan.projected_disk_bytes + DISK_RESERVE_BYTES - _stored_bytes(plan.working_folder(out))
     free = free_bytes(out)
@@ -119,6 +115,15 @@ def validate(plan: Plan, *, out: Path, max_memory_bytes: int | None) -> None:
         raise NotEnoughDisk(
             f"{plan.name}: needs {needed:,} bytes of disk at {out}, {free:,} are free; "
             "free some space, choose another --out, or lower the scale"
+        )
+
+
+def check_memory(plan: Plan, max_memory_bytes: int | None) -> None:
+    """Raises NotEnoughMemory; None sets no limit."""
+    if max_memory_bytes is not None and plan.projected_ram_bytes > max_memory_bytes:
+        raise NotEnoughMemory(
+            f"{plan.name}: needs {plan.projected_ram_bytes:,} bytes of memory, {max_memory_bytes:,} are allowed; "
+            "raise --max-memory, or lower the scale or the size of the tiles"
         )
 
 
