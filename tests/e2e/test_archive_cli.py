@@ -146,7 +146,8 @@ def test_outputs_are_signed_by_an_archive_with_its_own_certificate(pixels, model
     assert call("sign", out, *options) == (0, f"{out / 'a.tif.c2pa'}\n{out / 'a.png.c2pa'}\n")
     assert check_credentials(out / "a.png") == []
     assert call("verify", out)[0] == 0
-    assert call("sign", tmp_path, *options)[0] == 3
+    (tmp_path / "empty").mkdir()
+    assert call("sign", tmp_path / "empty", *options)[0] == 3
 
 
 def test_another_compression_makes_the_tiff_anew(pixels, model, tmp_path):

@@ -263,7 +263,7 @@ def test_a_bad_input_is_refused_and_the_others_go_on(kind, model, tmp_path):
     assert (first["status"], first["reason"]) == ("refused", BAD[kind])
     assert "bad.png" in first["message"]
     assert second["status"] == "done"
-    assert sorted(path.name for path in out.iterdir()) == ["good.json", "good.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["_batch", "good.json", "good.png"]
     if kind == "giant":
         assert "3,600,000,000" in first["message"]
         assert f"{1 << 30:,}" in first["message"]
