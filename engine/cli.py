@@ -243,18 +243,18 @@ def plan(
     with _typed_errors():
         request = _request(scale, long_side, box, precision, max_memory)
         restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
-        card, rate, folder = restorer.checkpoint.card, restorer.measured_rate(), out or Path()
+        card, folder = restorer.checkpoint.card, out or Path()
         wanted = tuple(dict.fromkeys(fmt.value for fmt in formats))
         items = find_inputs(inputs, out=None if out is None else str(out), mask=mask)
         first = list(islice(items, 2))
         if len(first) == 1:
             made, tiling, info = restorer.plan(first[0].job(folder, wanted, max_pixels=max_pixels), request)
-            typer.echo(describe_plan(made, tiling, info, card, rate))
+            typer.echo(describe_plan(made, tiling, info, card, restorer.measured_rate()))
             validate(made, out=folder, max_memory_bytes=max_memory)
             return
         total = estimate(chain(first, items), request, card, out=folder, formats=wanted, max_pixels=max_pixels)
-        one_core = core_rate(restorer)
-        typer.echo(to_text(total, out=folder, here_per_s=rate, core_per_s=one_core, num_workers=workers, speed=speed))
+        here, core = restorer.measured_rate(), core_rate(restorer)
+        typer.echo(to_text(total, out=folder, here_per_s=here, core_per_s=core, num_workers=workers, speed=speed))
         check_disk(total, folder, num_workers=workers or 1)
     raise typer.Exit(total.exit_code)
 

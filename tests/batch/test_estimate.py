@@ -30,6 +30,12 @@ def model(tmp_path_factory) -> str:
     return str(random_checkpoint(tmp_path_factory.mktemp("model"), TINY))
 
 
+@pytest.fixture
+def one_core(monkeypatch):
+    """The commands take every processor, which others may be using."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
     """Three good pictures, of which two have a mask, and one of each kind that is refused."""
@@ -61,7 +67,7 @@ def total_of(pictures: Path, model: str, *, mask: str | None = None, **request: 
     return estimate(items, Request(**request), card, out=pictures / "out", formats=("png",), max_pixels=100_000)
 
 
-def test_sums_are_those_of_the_plans_of_each(model, pictures):
+def test_sums_are_those_of_the_plans_of_each(model, pictures, one_core):
     total = total_of(pictures, model, scale=2)
     restorer = Restorer(model=model)
     plans = [
@@ -85,12 +91,11 @@ def test_sums_are_those_of_the_plans_of_each(model, pictures):
 def test_what_would_be_refused_is_listed_by_its_reason(model, pictures):
     total = total_of(pictures, model)
     assert {code: (refused.count, refused.first) for code, refused in total.refused.items()} == {
-        "unreadable-input": (1, ["worse"]),
-        "unsupported-input": (1, ["bad"]),
+        "unreadable-input": (2, ["bad", "worse"]),
         "mask-mismatch": (1, ["wrong"]),
         "too-many-pixels": (1, ["many"]),
         "mask-unavailable": (1, ["unmasked"]),
-    } or {"bad", "worse"} == {name for refused in total.refused.values() for name in refused.first} & {"bad", "worse"}
+    }
     assert total.exit_code == 3
     too_large = total_of(pictures, model, mask="none", max_memory_bytes=1)
     assert too_large.refused["not-enough-memory"].count == 5
@@ -131,9 +136,8 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path):
 
 
 def test_hours_are_for_here_and_for_workers(tmp_path):
-    total = Estimate(
-        num_pictures=9, operations=7.2e9, kept_operations=6e9, refused={"x": Refused(5, ["a\n", "b", "c"])}
-    )
+    refused = {"x": Refused(5, ["a\n", "b", "c"])}
+    total = Estimate(num_pictures=9, operations=7.2e9, kept_operations=6e9, refused=refused)
     text = to_text(total, out=tmp_path, here_per_s=1e6, core_per_s=5e5, num_workers=8, speed=2.5)
     assert "2.00 hours of network time on this machine" in text
     assert "0.20 hours of network time with 8 workers, each 2.5 x as fast as one core here" in text
@@ -175,7 +179,7 @@ def in_fork(function, /, *arguments, subject, limits=None, **keywords):
     return function(*arguments, **keywords)
 
 
-def test_plan_of_many_pictures_is_a_table_and_writes_nothing(model, pictures):
+def test_plan_of_many_pictures_is_a_table_and_writes_nothing(model, pictures, one_core):
     before = sorted(pictures.rglob("*"))
     arguments = ["plan", pictures / "in", "--mask", pictures / "masks", "--model", model, "--scale", 4]
     done = call(*arguments, "--out", pictures / "out", "--workers", 4, "--speed", 2)
@@ -188,14 +192,12 @@ def test_plan_of_many_pictures_is_a_table_and_writes_nothing(model, pictures):
     done = call("plan", pictures / "in" / "sub", "--model", model, "--out", pictures / "out", "--max-memory", "1MB")
     assert done.exit_code == 4
     assert "not-enough-memory: b, c" in done.stdout
-    done = call("plan", pictures / "in" / "sub", "--model", model)
-    assert done.exit_code == 0, done.output
     done = call("plan", pictures / "in", "--model", model, "--out", pictures / "in" / "out")
     assert done.exit_code == 4
     assert "inside the input folder" in done.stderr
 
 
-def test_restore_mirrors_the_sub_folders_and_tells_each_picture(model, pictures, tmp_path):
+def test_restore_mirrors_the_sub_folders_and_tells_each_picture(model, pictures, tmp_path, one_core):
     arguments = ["restore", pictures / "in", "--out", tmp_path, "--mask", pictures / "masks", "--model", model]
     done = call(*arguments, "--format", "png", "--max-pixels", 100_000)
     assert done.exit_code == 3
