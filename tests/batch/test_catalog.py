@@ -15,6 +15,7 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
+import engine.batch.parts
 from engine.batch import catalog
 from engine.batch.catalog import CatalogWriter, Row, add_reviews, catalog_folder, load_catalog, merge, read_catalog
 from engine.batch.parts import REVIEWED, ROWS, Output, list_parts
@@ -246,6 +247,17 @@ def test_readers_and_merges_beside_a_writer_see_every_row_that_was_stored(tmp_pa
     found = read_catalog(tmp_path)
     assert len(found) == 401
     assert found["again"].attempts == 399
+
+
+def test_a_scan_that_a_merge_overtook_is_made_again(tmp_path, monkeypatch):
+    """It may have passed the place of the merged part before that was there, and those of its sources after."""
+    for name in "abc":
+        write(tmp_path, row(name))
+    real, folder = engine.batch.parts._listed, catalog_folder(tmp_path)
+    scans = [real(folder, ROWS), (set(), [])]
+    merge(tmp_path)
+    monkeypatch.setattr("engine.batch.parts._listed", lambda *given: scans.pop(0) if scans else real(*given))
+    assert set(read_catalog(tmp_path)) == set("abc")
 
 
 def test_every_changed_byte_of_a_part_is_noticed(tmp_path):
