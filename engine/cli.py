@@ -1,6 +1,7 @@
 """The command line: one verb per function, nothing else. Exit codes: 0 done, 2 usage, 3 some failed, 4 plan refused."""
 
 import dataclasses
+import json
 import logging
 import os
 import sys
@@ -341,6 +342,35 @@ def clean(
         found = stale(out)
         for leftover in remove(found) if yes else found:
             typer.echo(f"{leftover.path}: {leftover.sort}, {leftover.num_bytes:,} bytes{', removed' if yes else ''}")
+
+
+@app.command()
+def status(
+    out: Annotated[Path, typer.Argument(help="Folder of outputs of a batch.", show_default=False)],
+    html: Annotated[bool, typer.Option("--html", help="Write a page with pictures, and print where it is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    reviews: Annotated[
+        Path | None, typer.Option("--reviews", help="CSV of the curators: name, review, note.", metavar="FILE.csv")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="First make a lost catalog again from receipts.")] = False,
+) -> None:
+    """Say how far a batch is, and what could not be restored."""
+    with _typed_errors():
+        from engine.batch.page import write_html
+        from engine.batch.rebuild import rebuild as rebuild_catalog
+        from engine.batch.report import status as status_of
+        from engine.batch.report import to_json, to_text
+        from engine.batch.reviews import import_reviews
+
+        if rebuild:
+            typer.echo(f"{rebuild_catalog(out):,} pictures added from their receipts", err=True)
+        if reviews is not None:
+            typer.echo(f"{import_reviews(out, reviews):,} reviews stored", err=True)
+        if html:
+            typer.echo(write_html(out))
+        else:
+            found = status_of(out)
+            typer.echo(json.dumps(to_json(found)) if as_json else to_text(found))
 
 
 @app.command()

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self, cast
 import pyarrow
 
 from engine.batch.parts import (
-    REVIEWS,
+    REVIEWED,
     ROWS,
     Kind,
     Output,
@@ -37,6 +37,8 @@ from engine.batch.parts import (
 from engine.errors import StorageError
 from engine.outputs import BATCH
 
+STATUSES = ("done", "refused", "failed")
+REVIEWS = ("pending", "accepted", "rejected")
 EVERY_ROWS = 1000
 """Rows of a full part."""
 EVERY_S = 10.0
@@ -180,7 +182,7 @@ def read_catalog(out: Path) -> dict[str, Row]:
 def load_catalog(out: Path) -> Catalog:
     """As `read_catalog`, with the damaged parts. Raises StorageError where the folder cannot be read."""
     folder = catalog_folder(out)
-    parts, reviews = read_parts(folder, ROWS), read_parts(folder, REVIEWS)
+    parts, reviews = read_parts(folder, ROWS), read_parts(folder, REVIEWED)
     rows: dict[str, Row] = {}
     with _no_collections():
         for data in parts.files.values():
@@ -202,7 +204,7 @@ def merge(out: Path) -> Path:
     table = _pa.concat_tables([ROWS.schema.empty_table(), *map(table_of, parts.files.values())])
     newest = {name: index for index, name in enumerate(table["name"].to_pylist())}
     table = table.take(_pa.array(sorted(newest.values()), _pa.int64()))
-    table = _reviewed(table, _reviews(read_parts(folder, REVIEWS)))
+    table = _reviewed(table, _reviews(read_parts(folder, REVIEWED)))
     last = max(parts.files, default=None)
     if last is not None and len(parts.files) == 1 and table.equals(table_of(parts.files[last])):
         return last.path
@@ -219,7 +221,7 @@ def add_reviews(out: Path, reviews: Mapping[str, tuple[str, str | None]]) -> Non
     """
     rows, folder = load_catalog(out).rows, catalog_folder(out)
     said = [Review(name, rows[name].plan_id, review, note) for name, (review, note) in reviews.items()]
-    write_part(folder, REVIEWS, to_table(said, REVIEWS), number=_last_number(folder, REVIEWS) + 1)
+    write_part(folder, REVIEWED, to_table(said, REVIEWED), number=_last_number(folder, REVIEWED) + 1)
 
 
 @contextmanager

@@ -99,7 +99,7 @@ ROWS = Kind(
     ),
 )
 """The fields of `engine.batch.catalog.Row`, in their order."""
-REVIEWS = Kind(
+REVIEWED = Kind(
     "review",
     _pa.schema(
         [(name, _text) for name in ("name", "plan_id", "review", "note")],

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.batch.catalog import CatalogWriter, Row, load_catalog
 from engine.batch.parts import Output
-from engine.errors import OutputBusy
+from engine.errors import OutputBusy, UnreadableInput
 from engine.outputs import batch_lock, output_folders
 from engine.receipt import read_receipt
 from engine.store import FileLock
@@ -17,8 +17,10 @@ def rebuild(out: Path) -> int:
     """Makes rows of the receipts below `out` that the catalog does not know, and tells how many these were.
 
     A receipt does not tell where its input lay, what else was asked for, or how long it took, and pictures that were
-    refused have none. Raises OutputBusy while a batch is at work.
+    refused have none. Raises OutputBusy while a batch is at work, UnreadableInput for no folder.
     """
+    if not out.is_dir():
+        raise UnreadableInput(f"{out}: is no folder; give what `restore` wrote to --out")
     lock = FileLock.try_take(batch_lock(out))
     if lock is None:
         raise OutputBusy(f"{out}: a batch is at work in it; wait for it, then rebuild its catalog")

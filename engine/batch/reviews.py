@@ -3,10 +3,8 @@
 import csv
 from pathlib import Path
 
-from engine.batch.catalog import Row, add_reviews, read_catalog
+from engine.batch.catalog import REVIEWS, Row, add_reviews, read_catalog
 from engine.errors import PlanError
-
-REVIEWS = ("pending", "accepted", "rejected")
 
 _MOST_NAMED = 20
 

@@ -15,9 +15,10 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
+import engine.batch.parts
 from engine.batch import catalog
 from engine.batch.catalog import CatalogWriter, Row, add_reviews, catalog_folder, load_catalog, merge, read_catalog
-from engine.batch.parts import REVIEWS, ROWS, Output, list_parts
+from engine.batch.parts import REVIEWED, ROWS, Output, list_parts
 from engine.batch.rebuild import rebuild
 from engine.batch.reviews import import_reviews
 from engine.errors import OutputBusy, PlanError, StorageError
@@ -248,6 +249,17 @@ def test_readers_and_merges_beside_a_writer_see_every_row_that_was_stored(tmp_pa
     assert found["again"].attempts == 399
 
 
+def test_a_scan_that_a_merge_overtook_is_made_again(tmp_path, monkeypatch):
+    """It may have passed the place of the merged part before that was there, and those of its sources after."""
+    for name in "abc":
+        write(tmp_path, row(name))
+    real, folder = engine.batch.parts._listed, catalog_folder(tmp_path)
+    scans = [real(folder, ROWS), (set(), [])]
+    merge(tmp_path)
+    monkeypatch.setattr("engine.batch.parts._listed", lambda *given: scans.pop(0) if scans else real(*given))
+    assert set(read_catalog(tmp_path)) == set("abc")
+
+
 def test_every_changed_byte_of_a_part_is_noticed(tmp_path):
     write(tmp_path, row("kept"))
     write(tmp_path, row("lost"))
@@ -389,7 +401,7 @@ def test_reviews_that_cannot_be_taken_are_all_named_and_none_is_stored(text, sai
     table.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(PlanError, match=said):
         import_reviews(tmp_path, table)
-    assert list_parts(catalog_folder(tmp_path), REVIEWS) == []
+    assert list_parts(catalog_folder(tmp_path), REVIEWED) == []
     with pytest.raises(PlanError, match="cannot be read"):
         import_reviews(tmp_path, tmp_path / "missing.csv")
 
@@ -415,5 +427,5 @@ def test_many_rows_are_read_in_little_time_and_memory(tmp_path):
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     num_rows, seconds, megabytes = map(float, done.stdout.split())
     assert num_rows == 20_000
-    assert seconds < 0.8  # a fifth of the rows, at twice the time they take on one busy core
+    assert seconds < 1  # on a busy core; 0.3 on an idle one
     assert megabytes < 50
