@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from engine.batch.catalog import CatalogWriter, Output, Row, read_catalog
+from engine.batch.catalog import CatalogWriter, Row, read_catalog
 from engine.batch.inputs import Item
+from engine.batch.rebuild import outputs_of
 from engine.batch.work import DONE, REFUSED, Order, Outcome, restore_item, stored_receipt
 from engine.errors import OutputBusy, ProcessDied
 from engine.outputs import BATCH, batch_lock
@@ -58,7 +58,7 @@ def restore_all(
             for item in items:
                 fact = _Facts.of(item)
                 row = known.get(item.name)
-                if row is not None and _holds(row, fact, request_id, order.out, retry_failed=retry_failed):
+                if row is not None and _holds(row, fact, request_id, order, item, retry_failed=retry_failed):
                     looked_up.append(_outcome(row, item, order.out))
                 else:
                     facts[item.name] = fact
@@ -130,14 +130,17 @@ def _stat(path: str | None) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _holds(row: Row, facts: _Facts, request_id: str, out: Path, *, retry_failed: bool) -> bool:
-    """Whether what became of a picture still stands: nothing has changed, and its outputs are there."""
+def _holds(row: Row, facts: _Facts, request_id: str, order: Order, item: Item, *, retry_failed: bool) -> bool:
+    """Whether what became of a picture still stands: nothing has changed, and its outputs are there and not struck."""
     told = _Facts(row.image_bytes, row.image_mtime_ns, row.mask_bytes, row.mask_mtime_ns)
     if told != facts or row.request_id != request_id:
         return False
     if row.status == DONE:
-        folder = (out / row.name).parent
-        return all((folder / output.name).exists() for output in row.outputs)
+        receipt = stored_receipt(order, item)
+        if receipt is None or receipt["plan_id"] != row.plan_id:
+            return False
+        folder = (order.out / row.name).parent
+        return all(made["sha256"] and (folder / made["name"]).exists() for made in receipt["outputs"].values())
     if retry_failed:
         return False
     return row.status == REFUSED or row.reason == ProcessDied.code
@@ -145,7 +148,6 @@ def _holds(row: Row, facts: _Facts, request_id: str, out: Path, *, retry_failed:
 
 def _row(outcome: Outcome, facts: _Facts, request_id: str, order: Order, before: Row | None) -> Row:
     receipt = stored_receipt(order, outcome.item) if outcome.status == DONE else None
-    outputs: dict[str, dict[str, Any]] = {} if receipt is None else receipt["outputs"]
     h, w = (0, 0) if receipt is None else receipt["plan"]["size_px"]
     return Row(
         name=outcome.item.name,
@@ -161,7 +163,7 @@ def _row(outcome: Outcome, facts: _Facts, request_id: str, order: Order, before:
         message=outcome.message,
         plan_id=outcome.plan_id,
         image_sha256=None if receipt is None else receipt["input"]["sha256"],
-        outputs=tuple(Output(fmt, made["name"], made["sha256"], made["bytes"]) for fmt, made in outputs.items()),
+        outputs=() if receipt is None else outputs_of(receipt),
         megapixels=h * w / 1e6,
         generated_share=0.0 if receipt is None else receipt["generated"]["share"],
         seconds=outcome.seconds,
