@@ -10,10 +10,13 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Self
 from uuid import uuid4
@@ -161,19 +164,29 @@ def remove_partials(root: Path) -> int:
 
 def remove_replaced(final: Path) -> None:
     """Deletes what was renamed aside (``<name>.<random>.replaced``) for `final`, now or by a run that was killed."""
+    ours = re.compile(re.escape(final.name) + r"\.[0-9a-f]{32}\.replaced")
     for old in final.parent.glob("*.replaced"):
-        if old.name.startswith(f"{final.name}."):
+        if ours.fullmatch(old.name):
             if old.is_dir() and not old.is_symlink():
                 shutil.rmtree(old)
             else:
                 old.unlink()
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Opens a plain file to read. Raises OSError for all else: a pipe, of which none is waited for, a device, a folder."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return open(descriptor, "rb")
+
+
 def digest_of(path: Path) -> Digest:
-    """Reads a stored object again, in pieces, and tells its digest."""
+    """Reads a stored object again, in pieces, and tells its digest. Raises StorageError, also for what is no file."""
     with storage_errors(path):
         hit("read")
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             return Digest(sha256, stream.tell())
 
