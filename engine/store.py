@@ -174,7 +174,7 @@ def remove_replaced(final: Path) -> None:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Opens a plain file to read. Raises OSError for all else: a pipe, of which none is waited for, a device, a folder."""
+    """Opens a plain file to read. Raises OSError for all else: a folder, a device, a pipe, which is not waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
