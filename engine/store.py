@@ -41,7 +41,14 @@ class Digest:
 
 
 def storage_error(error: OSError, path: Path, *, needed_bytes: int | None = None) -> StorageError:
-    """The typed error for what the operating system said about writing `path` (`needed_bytes` long, where known)."""
+    """The typed error for what the operating system said about `path` (`needed_bytes` to be written, where known)."""
+    if error.errno == errno.ENAMETOOLONG:
+        longest = max(len(os.fsencode(part)) for part in path.parts)
+        most = [os.pathconf(nearest_folder(path), name) for name in ("PC_NAME_MAX", "PC_PATH_MAX")]
+        return StorageError(
+            f"{path}: a name of {longest} bytes in a path of {len(os.fsencode(path))}, this disk takes {most[0]} and "
+            f"{most[1]}; choose a shorter one"
+        )
     if error.errno in _FULL:
         wanted = "more" if needed_bytes is None else f"{needed_bytes:,} bytes"
         return StorageFull(
