@@ -51,6 +51,13 @@ def test_what_is_converted_or_left_out_is_told(tmp_path):
     assert note in done.stderr
     receipt = json.loads((tmp_path / "out" / "a.json").read_text())
     assert [f"left out: {what}" for what in receipt["left_out"]] == line["notes"]
+    arguments[3] = tmp_path / "stripped"
+    stripped = CliRunner().invoke(app, [str(argument) for argument in (*arguments, "--strip-metadata")])
+    assert "left out: PNG texts: 1" in stripped.stderr
+    assert json.loads((tmp_path / "stripped" / "a.json").read_text())["left_out"] == ["PNG texts: 1"]
+    told = [stripped.stdout, stripped.stderr]
+    told += [path.read_text("latin-1") for path in (tmp_path / "stripped").rglob("*") if path.is_file()]
+    assert not any("Title" in text for text in told)
 
 
 def test_a_plan_counts_what_jpeg_2000_and_a_pyramid_need():
