@@ -1,6 +1,6 @@
 """The command line: one verb per function, nothing else. Exit codes: 0 done, 2 usage, 3 some failed, 4 plan refused."""
 
-import dataclasses
+import errno
 import json
 import logging
 import os
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine import __version__
-from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, PlanError
+from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, PlanError, printable
 from engine.geometry import Box
 
 if TYPE_CHECKING:
@@ -176,9 +176,7 @@ def restore(
 
         raise typer.Exit(submit(address, _without_address(sys.argv[1:])))
     with _typed_errors():
-        request = dataclasses.replace(
-            _request(scale, long_side, box, precision, max_memory), page=page, strip_metadata=strip_metadata
-        )
+        request = _request(scale, long_side, box, precision, max_memory, page, strip_metadata)
         order = Order(
             out,
             request,
@@ -231,6 +229,9 @@ def plan(
         int | None, typer.Option("--workers", min=1, help="Several pictures: also for so many workers.")
     ] = None,
     speed: Annotated[float, typer.Option("--speed", min=0.001, help="Of a worker, in cores of this machine.")] = 1.0,
+    page: Page = None,
+    strip_metadata: StripMetadata = False,
+    tiff_compression: TiffCompression = Compression.DEFLATE,
 ) -> None:
     """Say what a restoration would take, and write nothing."""
     from itertools import chain, islice
@@ -242,15 +243,17 @@ def plan(
     from engine.tiling.plan import validate
 
     with _typed_errors():
-        request = _request(scale, long_side, box, precision, max_memory)
+        request = _request(scale, long_side, box, precision, max_memory, page, strip_metadata)
         restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
         card, folder = restorer.checkpoint.card, out or Path()
         wanted = tuple(dict.fromkeys(fmt.value for fmt in formats))
         items = find_inputs(inputs, out=None if out is None else str(out), mask=mask)
         first = list(islice(items, 2))
         if len(first) == 1:
-            made, tiling, info = restorer.plan(first[0].job(folder, wanted, max_pixels=max_pixels), request)
-            typer.echo(describe_plan(made, tiling, info, card, restorer.measured_rate()))
+            job = first[0].job(folder, wanted, max_pixels=max_pixels, tiff_compression=tiff_compression.value)
+            made, tiling, info = restorer.plan(job, request)
+            for line in describe_plan(made, tiling, info, card, restorer.measured_rate()).split("\n"):
+                _say(line)
             validate(made, out=folder, max_memory_bytes=max_memory)
             return
         total = estimate(chain(first, items), request, card, out=folder, formats=wanted, max_pixels=max_pixels)
@@ -278,7 +281,7 @@ def export(
         for path in export_finished(
             canvas, out=out or canvas.parent, formats=wanted, tiff_compression=tiff_compression.value, replace=replace
         ):
-            typer.echo(path)
+            _say(str(path))
 
 
 @app.command()
@@ -293,9 +296,9 @@ def verify(
         for verdict in verify_outputs(paths):
             bad += not verdict.intact
             note = f" ({verdict.note})" if verdict.note else ""
-            typer.echo(f"{verdict.path}: {'intact' if verdict.intact else 'damaged'}{note}")
+            _say(f"{verdict.path}: {'intact' if verdict.intact else 'damaged'}{note}")
             for problem in verdict.problems:
-                typer.echo(f"  {problem.name}: {problem.kind}")
+                _say(f"  {problem.name}: {problem.kind}")
     raise typer.Exit(EXIT_FAILED if bad else 0)
 
 
@@ -312,7 +315,7 @@ def sign(
 
     with _typed_errors():
         for path in sign_outputs(out, certificates=certificates, key=key):
-            typer.echo(path)
+            _say(str(path))
 
 
 @app.command()
@@ -326,7 +329,7 @@ def bag(
 
     information = {} if organization is None else {"Source-Organization": organization}
     with _typed_errors():
-        typer.echo(make_bag(out, folder, information=information))
+        _say(str(make_bag(out, folder, information=information)))
 
 
 @app.command()
@@ -341,7 +344,7 @@ def clean(
     with _typed_errors():
         found = stale(out)
         for leftover in remove(found) if yes else found:
-            typer.echo(f"{leftover.path}: {leftover.sort}, {leftover.num_bytes:,} bytes{', removed' if yes else ''}")
+            _say(f"{leftover.path}: {leftover.sort}, {leftover.num_bytes:,} bytes{', removed' if yes else ''}")
 
 
 @app.command()
@@ -407,7 +410,7 @@ def train(
         run = Run(chosen, data, out, budget or chosen.budget_s, data_licence, device=device, start_from=start_from)
         train_run(run, tuple(stages or ()))
         card = finish(run, threads=threads)
-    typer.echo(f"{out / (recipe + '.safetensors')}: {card.parameters:,} parameters")
+    _say(f"{out / (recipe + '.safetensors')}: {card.parameters:,} parameters")
 
 
 @model_app.command("list")
@@ -441,9 +444,16 @@ def doctor() -> None:
 def _typed_errors() -> Generator[None]:
     """An error that stops everything: its sentence on stderr, and its exit code."""
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            from engine.store import storage_error
+
+            raise storage_error(error, Path(error.filename)) from error
     except EngineError as error:
-        typer.echo(f"{error.code}: {error}", err=True)
+        _say(f"{error.code}: {error}", to_stderr=True)
         raise typer.Exit(EXIT_REFUSED if isinstance(error, PlanError) else EXIT_FAILED) from None
 
 
@@ -456,8 +466,20 @@ def _without_address(arguments: list[str]) -> list[str]:
     return kept
 
 
+def _say(line: str, *, to_stderr: bool = False) -> None:
+    """Prints one line, whatever names are in it, and whatever the terminal can show."""
+    encoding = getattr(sys.stderr if to_stderr else sys.stdout, "encoding", None) or "utf-8"
+    typer.echo(printable(line).encode(encoding, "backslashreplace").decode(encoding), err=to_stderr)
+
+
 def _request(
-    scale: Scale | None, long_side: int | None, box: Box | None, precision: Precision, max_memory: int | None
+    scale: Scale | None,
+    long_side: int | None,
+    box: Box | None,
+    precision: Precision,
+    max_memory: int | None,
+    page: int | None,
+    strip_metadata: bool,
 ) -> "Request":
     from engine.planning import Request
 
@@ -469,6 +491,8 @@ def _request(
         box=box,
         precision=precision.value,
         max_memory_bytes=max_memory,
+        page=page,
+        strip_metadata=strip_metadata,
     )
 
 

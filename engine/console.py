@@ -11,9 +11,8 @@ from typing import Self
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from engine.batch.names import printable
 from engine.batch.work import DONE, Outcome, codes
-from engine.errors import EXIT_FAILED, EXIT_REFUSED, PlanError
+from engine.errors import EXIT_FAILED, EXIT_REFUSED, PlanError, printable
 from engine.image import ImageInfo
 from engine.models.card import Card
 from engine.planning import halo_cost, network_operations
@@ -71,9 +70,10 @@ class Console:
         self._num_ended += 1
         item = outcome.item
         if outcome.status == DONE:
-            reused = outcome.looked_up or outcome.shards_reused == outcome.shards_total
             names = ", ".join(outcome.outputs)
-            self.say(f"{item.image}: done in {outcome.seconds:.1f} s{' (already finished)' * reused}: {names}")
+            note = " (no tile computed)" if outcome.shards_reused == outcome.shards_total else ""
+            how = "finished before" if outcome.looked_up else f"done in {outcome.seconds:.1f} s{note}"
+            self.say(f"{item.image}: {how}: {names}")
             for changed in outcome.notes:
                 self.say(f"{item.image}: {changed}")
         else:
@@ -160,7 +160,7 @@ def describe_plan(plan: Plan, tiling: Tiling, info: ImageInfo, card: Card, opera
         ("disk", f"{plan.projected_disk_bytes / 2**30:.2f} GiB at most"),
         ("expected", f"{operations / operations_per_s:.0f} s of network time on this machine"),
     ]
-    return "\n".join([*(f"{name:9} {text}" for name, text in rows), draw_grid(plan)])
+    return "\n".join([*(printable(f"{name:9} {text}") for name, text in rows), draw_grid(plan)])
 
 
 def draw_grid(plan: Plan, *, most: int = 24) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from engine import generated_map
 from engine.errors import OutputExists
 from engine.provenance import fixity_of, recorded_fixity
-from engine.store import FileLock, storage_errors, write_atomic
+from engine.store import FileLock, open_regular, storage_errors, write_atomic
 from engine.tiling.canvas import stored_plan
 from engine.tiling.export import SUFFIX
 from engine.tiling.plan import Plan, working_folder
@@ -77,7 +77,8 @@ def receipt_copy(canvas: Path) -> Path:
 def read_receipt(path: Path) -> dict[str, Any] | None:
     """The receipt in a file; None where there is none of ours, or one that is damaged."""
     try:
-        found = unseal(path.read_bytes())
+        with open_regular(path) as file:
+            found = unseal(file.read())
     except OSError:
         return None
     if found is None or found.get("schema") != SCHEMA:

@@ -275,6 +275,20 @@ def test_what_each_damage_is_called(finished, name, damage, kind, called):
     assert (problem.name, problem.kind) == (called, kind)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(("name", "kind"), [("a.png", Kind.UNREADABLE), ("a.json", Kind.METADATA)])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(scene, name, kind):
+    intact = files(scene.out)
+    (scene.out / name).unlink()
+    os.mkfifo(scene.out / name)
+    [verdict] = verify_outputs([scene.out])
+    assert [(problem.path.name, problem.kind) for problem in verdict.problems] == [(name, kind)]
+    if name == "a.png":
+        (scene.out / name).unlink()  # Pillow, which writes here, would wait for it
+    scene.restore()
+    assert files(scene.out) == intact
+
+
 def test_what_is_damaged_together_with_its_judge_is_made_good_unjudged(scene):
     intact = files(scene.out)
     judged = ["a.zarr/2/zarr.json", "a.zarr/0/c/0/1/1", "a.zarr/zarr.json"]

@@ -8,8 +8,16 @@ from pathlib import Path
 import torch
 
 from engine.batch.inputs import Item
-from engine.batch.names import printable
-from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, InputError, MaskMismatch, NotEnoughDisk, PlanError
+from engine.errors import (
+    EXIT_FAILED,
+    EXIT_REFUSED,
+    EngineError,
+    InputError,
+    MaskMismatch,
+    NotEnoughDisk,
+    PlanError,
+    printable,
+)
 from engine.image import ImageInfo
 from engine.isolate import probe_many_in_child
 from engine.models.card import Card

@@ -43,11 +43,6 @@ class Names:
         return f"{place}.{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
 
 
-def printable(text: str) -> str:
-    """What a name holds beside letters is shown escaped, not obeyed by the terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def _folded(name: str) -> str:
     if name.isascii():
         return name.lower()

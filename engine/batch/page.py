@@ -9,8 +9,9 @@ from pathlib import Path
 
 from engine import __version__
 from engine.batch.catalog import Row, load_catalog
-from engine.batch.report import Status, duration, printable, summarize
+from engine.batch.report import Status, duration, summarize
 from engine.batch.thumbnail import Thumbnail, after, before
+from engine.errors import printable
 from engine.outputs import BATCH
 from engine.store import write_atomic
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from engine.batch.catalog import REVIEWS, STATUSES, Catalog, Row, load_catalog
-from engine.errors import UnreadableInput
+from engine.errors import UnreadableInput, printable
 from engine.outputs import BATCH, batch_lock
 from engine.store import is_locked
 
@@ -147,11 +147,6 @@ def to_text(found: Status) -> str:
         names = ", ".join(printable(path.name) for path in found.damaged)
         lines.append(f"damaged parts of the catalog, not read: {names}; --rebuild makes up for them")
     return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """A text in which control characters, undecodable bytes and marks of direction are escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def duration(seconds: float) -> str:
