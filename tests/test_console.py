@@ -66,9 +66,12 @@ def test_a_name_that_no_disk_takes_is_a_sentence(verb, tmp_path):
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert isinstance(done.exception, SystemExit), done.exception
     assert done.exit_code == 3
-    assert "a name of 304 bytes" in done.stderr
-    assert "255" in done.stderr
-    assert "shorter" in done.stderr
+    if verb == "restore":  # one picture of many: told as any that cannot be opened
+        assert "cannot be opened (File name too long)" in done.stderr
+    else:
+        assert "a name of 304 bytes" in done.stderr
+        assert "255" in done.stderr
+        assert "shorter" in done.stderr
 
 
 def test_any_name_is_printed_by_every_verb(tmp_path):

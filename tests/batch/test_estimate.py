@@ -203,6 +203,7 @@ def test_restore_mirrors_the_sub_folders_and_tells_each_picture(model, pictures,
     assert done.exit_code == 3
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     names = ("a", "sub/b", "sub/c")
+    made = {name for name in made if not name.startswith("_batch/")}
     assert made == {name + suffix for name in names for suffix in (".png", ".generated.png", ".json")}
     again = call("restore", pictures / "in", tmp_path, "--out", tmp_path / "x", "--model", model)
     assert again.exit_code == 4  # the second source would be searched, and the output lies in it
