@@ -15,6 +15,7 @@ from engine.store import FileLock
 from engine.tiling.canvas import Canvas
 from engine.tiling.grid import Grid, ShardKey
 from engine.tiling.plan import Plan
+from tests.outputs import FACTS
 
 SIZE = Size(9, 12)
 PLAN = Plan("a", SIZE, 3, "uint8", Grid(SIZE, 16, 32), "a", "none", "lite", "b", {"scale": 1}, 0, 0)
@@ -49,7 +50,8 @@ def everything(out: Path) -> set[str]:
 
 def test_leftovers_of_every_sort_go_and_nothing_else(tmp_path):
     published(tmp_path)
-    write_receipt(PLAN, {"ome-zarr": tmp_path / "a.zarr"}, Job(Path(__file__), None, tmp_path, "a", ("ome-zarr",)))
+    job = Job(Path(__file__), None, tmp_path, "a", ("ome-zarr",))
+    write_receipt(PLAN, job.targets, job, FACTS)
     kept = everything(tmp_path)
     filled(tmp_path).close()
     partials = [f"a.png.{RANDOM}.partial", f"a.png.{RANDOM}.partial.{RANDOM}.partial"]
@@ -117,7 +119,8 @@ def test_an_output_that_lost_its_name_in_a_swap_stays(tmp_path):
 
 def test_a_canvas_that_waits_for_its_repair_stays(tmp_path):
     final = published(tmp_path)
-    write_receipt(PLAN, {"ome-zarr": final}, Job(Path(__file__), None, tmp_path, "a", ("ome-zarr",)))
+    job = Job(Path(__file__), None, tmp_path, "a", ("ome-zarr",))
+    write_receipt(PLAN, job.targets, job, FACTS)
     final.rename(PLAN.working_folder(tmp_path))
     assert stale(tmp_path) == []
     (tmp_path / "a.json").unlink()

@@ -14,6 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
+from engine.bag import make_bag
+from engine.errors import OutputBusy
+from engine.tiling.damage import Kind
+from engine.upkeep import verify_outputs
 from tests.forked import JobServer, job_server
 from tests.networks import TINY, random_checkpoint
 from tests.outputs import timeless
@@ -174,3 +178,30 @@ def test_a_parameter_that_changes_pixels_never_mixes(scene, out):
     assert boxed.run(out) == 0
     assert set(computed(out)[before:]) >= halves  # computed anew, none taken over
     assert len(list(out.glob("*.inprogress.zarr"))) == 1
+
+
+ADDING = [("fsync-folder", 5), ("read", 9), ("rename", 1), ("rename", 2)]
+
+
+@pytest.mark.parametrize("again", ["same", "finished"])
+@pytest.mark.parametrize(("name", "occurrence"), ADDING, ids=[f"{name}-{n}" for name, n in ADDING])
+def test_a_kill_while_formats_are_added(name, occurrence, again, scene, folder, out):
+    """In a published canvas: verify is content or names the receipt, no bag is made, and any command tidies up."""
+    shutil.copytree(folder / "undisturbed", out)
+    added = Scene(scene.server, [*scene.arguments, "--format", "jpeg", "--format", "iiif"], {}, 0, 0.0)
+    assert added.run(out, failpoint=f"{name}:{occurrence}:kill") == KILLED
+    with pytest.raises(OutputBusy):
+        make_bag(out, folder / "bag")
+    kinds = {problem.kind for verdict in verify_outputs([out]) for problem in verdict.problems}
+    assert kinds == ({Kind.OUTDATED} if (name, occurrence) == ("rename", 2) else set())
+    scratch = out / "a.zarr" / "_engine" / "scratch"
+    assert list(scratch.glob("mask*"))
+    assert (added if again == "same" else scene).run(out) == 0, out.with_name(out.name + ".notes.log").read_text()
+    assert not scratch.exists()
+    assert not [path for path in out.rglob("*.partial") if "iiif" not in path.name or again == "same"]
+    if again == "finished" and not kinds:
+        undone = [path for path in out.glob("*.partial")]
+        for path in undone:  # what `clean` takes care of
+            shutil.rmtree(path)
+        assert timeless(out) == scene.undisturbed
+    assert [verdict.problems for verdict in verify_outputs([out])] == [()]
