@@ -263,17 +263,22 @@ def _clear_working_folder(plan: Plan, job: Job, targets: dict[str, Path]) -> Non
     is_published = plan_id_of(published) == plan.plan_id
     if is_published and scratch_of(published).exists():
         with suppress(OutputBusy), adding_to(published):
-            _remove_outputs(job, _exported(job, plan) - _receipt(job)["outputs"].keys())
+            _forget_unfinished(plan, job)
     waits = keeps_canvas(plan, targets, job) and not is_published
     if waits or not folder.exists():
         tidy(job, targets)
         return
     lock = FileLock.try_take(folder / "_engine" / "lock")
     if lock is not None:
-        tidy(job, targets)
-        _remove_outputs(job, _exported(job, plan) - _receipt(job)["outputs"].keys())
+        _forget_unfinished(plan, job)
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()
+
+
+def _forget_unfinished(plan: Plan, job: Job) -> None:
+    """Removes the exports, whole or half-written, that runs of a plan began and no receipt names."""
+    tidy(job, {fmt: job.out / f"{job.name}{suffix}" for fmt, suffix in _SUFFIXES.items()})
+    _remove_outputs(job, _exported(job, plan) - _receipt(job)["outputs"].keys())
 
 
 def tidy(job: Job, targets: dict[str, Path]) -> None:
@@ -312,6 +317,13 @@ def announce(scratch: Path, targets: dict[str, Path]) -> None:
 def _announced(canvases: Iterable[Path]) -> set[str]:
     found = (path for canvas in canvases for path in scratch_of(canvas).glob(f"{_EXPORTING}*"))
     return {path.name.removeprefix(_EXPORTING) for path in found} & _SUFFIXES.keys()
+
+
+def unfinished_exports(canvas: Path, name: str) -> list[Path]:
+    """The exports that a run began from a canvas of the picture `name`, and no receipt beside it names."""
+    named = (receipt_of(canvas.parent, name) or {"outputs": {}})["outputs"].keys()
+    paths = (canvas.with_name(f"{name}{_SUFFIXES[fmt]}") for fmt in _announced([canvas]) - named - {"ome-zarr"})
+    return sorted(path for path in paths if os.path.lexists(path))
 
 
 def _exported(job: Job, plan: Plan) -> set[str]:

@@ -264,6 +264,7 @@ def adding_to(final: Path) -> Generator[Canvas]:
         raise OutputBusy(f"{final}: another process is adding to this output; wait for it, or end it")
     try:
         with storage_errors(canvas.scratch):
+            remove_partials(final / "_engine")
             make_folders(canvas.scratch)
         yield canvas
         shutil.rmtree(canvas.scratch, ignore_errors=True)
