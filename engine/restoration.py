@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import InputError, OutputExists, UnreadableInput
+from engine.errors import InputError, OutputExists, StorageError, UnreadableInput
 from engine.generated_map import GENERATED, Generated, restored_region, write_generated_map
 from engine.geometry import Box, Size
 from engine.guide import make_guide
@@ -43,7 +44,10 @@ from engine.receipt import (
     is_finished,
     keeps_canvas,
     plan_id_of,
+    published_canvas,
+    record_export,
     refuse_taken,
+    refuse_taken_files,
     tidy,
     write_receipt,
 )
@@ -51,9 +55,9 @@ from engine.render import Renderer, Tiling
 from engine.resample import resample_area
 from engine.residual import aggregate
 from engine.store import digest_of, make_folders, storage_errors
-from engine.tiling.canvas import Canvas
+from engine.tiling.canvas import Canvas, adding_to
 from engine.tiling.execute import ShardEnd, run
-from engine.tiling.export import SUFFIX, check_format, export
+from engine.tiling.export import check_format, export
 from engine.tiling.grid import ShardKey
 from engine.tiling.layout import stored_metadata
 from engine.tiling.plan import Plan, validate
@@ -115,13 +119,12 @@ class Restorer:
         done = reused = plan.grid.num_shards
         if not is_finished(plan, job.targets, job):
             refuse_taken(plan, job.targets, job)
-            published = job.out / f"{job.name}{SUFFIX['ome-zarr']}"
+            published = published_canvas(job.out, job.name)
             if plan_id_of(published) == plan.plan_id:  # made earlier; another format is wanted now
-                canvas = Canvas.load(published)
-                try:
+                with adding_to(published) as canvas:
+                    tidy(job, job.targets)
+                    announce(canvas.scratch, job.targets)
                     self._finish(canvas, _Work(self, canvas, job, request, info, tiling, canvas.scratch))
-                finally:
-                    shutil.rmtree(canvas.scratch, ignore_errors=True)
             else:
                 validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
                 done, reused = self._make(plan, job, request, info, tiling, progress)
@@ -134,8 +137,7 @@ class Restorer:
     def lay_out(self, job: Job, request: Request) -> Plan | None:
         """Begins a picture, for `Part` to draw its shards; None where it is finished, or has its canvas already."""
         plan, _, info = self.plan(job, request)
-        published = job.out / f"{job.name}{SUFFIX['ome-zarr']}"
-        if is_finished(plan, job.targets, job) or plan_id_of(published) == plan.plan_id:
+        if is_finished(plan, job.targets, job) or plan_id_of(published_canvas(job.out, job.name)) == plan.plan_id:
             return None
         refuse_taken(plan, job.targets, job)
         validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
@@ -162,7 +164,7 @@ class Restorer:
             announce(canvas.scratch, job.targets)
             self._finish(canvas, work)
             if keeps_canvas(plan, job.targets, job):
-                canvas.publish(job.out / f"{job.name}{SUFFIX['ome-zarr']}", replace=job.replace)
+                canvas.publish(published_canvas(job.out, job.name), replace=job.replace)
             else:
                 canvas.discard()
         return done, reused
@@ -304,26 +306,46 @@ def export_finished(
 ) -> list[Path]:
     """Write a finished canvas in more formats, as `out/<its name><suffix>`; the canvas stays as it is.
 
-    Raises OutputExists for a file that is there already and is not to be replaced, and what `export` raises.
+    Beside the canvas, its receipt then names them. Raises OutputExists for a file that is there already and is not to
+    be replaced, or not known as an output of this canvas; StorageError for a damaged or renamed canvas; and what
+    `export` raises.
     """
-    source = Canvas.load(canvas)
-    made: list[Path] = []
-    for name in formats:
-        path = out / f"{source.plan.name}{SUFFIX[name]}"
-        if path.exists() and not replace:
-            raise OutputExists(f"{path}: exists already; choose another --out, or give --replace")
-        export(
-            lambda level, box: source.read(box, level=level),
-            level_sizes=source.grid.level_sizes,
-            channels=source.plan.channels,
-            dtype=source.plan.dtype,
-            fmt=name,
-            path=path,
-            metadata=stored_metadata(canvas),
-            tiff_compression=tiff_compression,
-        )
-        made.append(path)
-    return made
+    canvas = canvas.resolve()
+    beside = out.resolve() == canvas.parent
+    with adding_to(canvas) if beside else nullcontext(Canvas.load(canvas)) as source:
+        plan = source.plan
+        if published_canvas(canvas.parent, plan.name) != canvas:
+            raise StorageError(f"{canvas}: is the canvas of {plan.name}; give it back the name {plan.name}.zarr")
+        job = Job(canvas, None, out, plan.name, tuple(formats), tiff_compression=tiff_compression)
+        metadata = stored_metadata(canvas)
+        for name, path in job.targets.items():
+            if path.exists() and not replace:
+                raise OutputExists(f"{path}: exists already; choose another --out, or give --replace")
+            check_format(
+                name,
+                size=plan.size,
+                channels=plan.channels,
+                dtype=plan.dtype,
+                metadata=metadata,
+                tiff_compression=tiff_compression,
+            )
+        refuse_taken_files(plan, job.targets, job)
+        if beside:
+            announce(source.scratch, job.targets)
+        for name, path in job.targets.items():
+            export(
+                lambda level, box: source.read(box, level=level),
+                level_sizes=source.grid.level_sizes,
+                channels=plan.channels,
+                dtype=plan.dtype,
+                fmt=name,
+                path=path,
+                metadata=metadata,
+                tiff_compression=tiff_compression,
+            )
+        if beside:
+            record_export(plan, job)
+    return list(job.targets.values())
 
 
 def carried(info: ImageInfo, request: Request) -> Metadata:

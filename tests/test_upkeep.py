@@ -1,5 +1,6 @@
 """Every damaged byte of an output is found and named, the same command makes it good, and nothing intact is accused."""
 
+import hashlib
 import os
 import random
 import shutil
@@ -12,23 +13,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.bag import make_bag
 from engine.errors import StorageError, UnreadableInput
 from engine.geometry import Box, Size
 from engine.receipt import Job, announce, is_finished, keeps_canvas, plan_id_of, refuse_taken, tidy, write_receipt
 from engine.store import FileLock
-from engine.tiling.canvas import Canvas
+from engine.tiling.canvas import Canvas, adding_to
 from engine.tiling.damage import Kind
 from engine.tiling.execute import run
 from engine.tiling.export import SUFFIX
 from engine.tiling.grid import Grid, ShardKey
+from engine.tiling.ledger import Ledger, Record
 from engine.tiling.plan import Plan
 from engine.tiling.pyramid import HalveShard
 from engine.upkeep import Verdict, verify_outputs
-from tests.outputs import files, timeless
+from tests.outputs import FACTS, files, timeless
 
 FORMATS = ("ome-zarr", "tiff", "png")
 SIZE = Size(75, 131)
-FACTS = {"input": {"name": "a.png"}}
 BATCH = 25
 """Files damaged before each verification; each must be named."""
 
@@ -61,8 +63,11 @@ class Scene:
             return
         refuse_taken(plan, targets, job)
         if plan_id_of(self.canvas) == plan.plan_id:
-            self._export(Canvas.load(self.canvas), targets)
-            write_receipt(plan, targets, job, FACTS)
+            with adding_to(self.canvas) as canvas:
+                tidy(job, targets)
+                announce(canvas.scratch, targets)
+                self._export(canvas, targets)
+                write_receipt(plan, targets, job, FACTS)
             return
         with Canvas.open(plan, job.out) as canvas:
             tidy(job, targets)
@@ -398,20 +403,133 @@ def test_every_bit_of_a_lone_receipt(out):
 
 
 def test_what_is_not_ours_is_no_output(out):
-    (out / "notes.json").write_text('{"outputs": [], "plan": 7, "plan_id": "x"}')
     (out / "other.zarr").mkdir()
-    assert list(verify_outputs([out])) == []
-    for path in (out / "notes.json", out / "gone"):
-        with pytest.raises(UnreadableInput, match="receipt of this program"):
+    (out / "a.png").write_bytes(b"a picture")
+    for name, text in FOREIGN_JSON.items():
+        (out / name).write_bytes(text)
+    for path in (out, out / "gone", *(out / name for name in FOREIGN_JSON)):
+        with pytest.raises(UnreadableInput, match=r"receipt of this program|0 outputs checked"):
             list(verify_outputs([path]))
+    (out / "a.png").unlink()
+    make_scene(out)
+    assert [verdict.path for verdict in verify_outputs([out])] == [out / "a.zarr"]
+
+
+FOREIGN_JSON = {
+    "notes.json": b'{"outputs": [], "plan": 7, "plan_id": "x", "input": 1, "seal": 2}',
+    "half.json": b'x "plan" y',
+    "list.json": b"[1, 2]",
+    "binary.json": b'\xff\xfe"seal"',
+    "report.json": b'{"title": "made with cra-srgan-engine", "schema": "other/1"}',
+}
 
 
 def test_a_renamed_output_is_checked_but_not_taken_back(scene):
     renamed = scene.canvas.rename(scene.out / "copy.zarr")
     shutil.rmtree(renamed / "2" / "c")
     [verdict] = verify_outputs([renamed])
-    assert (len(verdict.problems), "a.zarr" in verdict.note) == (2, True)
+    assert [problem.kind for problem in verdict.problems] == [Kind.SWAPPED, Kind.MISSING, Kind.MISSING]
+    assert "a.zarr" in verdict.note
     assert renamed.exists()
+
+
+def swap(one: Path, other: Path) -> None:
+    aside = one.rename(one.with_name("aside"))
+    other.rename(one)
+    aside.rename(other)
+
+
+@pytest.mark.parametrize(("suffix", "called"), [(".zarr", "ome-zarr"), (".json", "receipt")])
+def test_what_changed_places_with_another_picture_is_found(out, suffix, called):
+    scenes = [make_scene(out, name, seed=seed) for seed, name in enumerate("ab")]
+    intact = files(out)
+    swap(out / f"a{suffix}", out / f"b{suffix}")
+    verdicts = list(verify_outputs([out]))
+    found = [[(problem.name, problem.kind) for problem in verdict.problems] for verdict in verdicts]
+    assert found == [[(called, Kind.SWAPPED)]] * 2
+    assert ["its name" in verdict.note for verdict in verdicts] == [True, True]
+    with pytest.raises(UnreadableInput, match="engine verify"):
+        make_bag(out, out.with_name(f"{out.name}-bag"))
+    swap(out / f"a{suffix}", out / f"b{suffix}")
+    assert all(verdict.intact for verdict in verify_outputs([out]))
+    for scene in scenes:
+        scene.restore()
+    assert files(out) == intact
+
+
+def test_a_canvas_of_another_run_is_found(scene, folder):
+    other = make_scene(folder / "elsewhere", seed=7)
+    shutil.rmtree(scene.canvas)
+    shutil.copytree(other.canvas, scene.canvas)
+    [verdict] = verify_outputs([scene.out])
+    assert [(problem.name, problem.kind) for problem in verdict.problems] == [("ome-zarr", Kind.SWAPPED)]
+    assert scene.canvas.exists()
+
+
+def test_records_that_are_not_those_of_the_receipt_are_found(scene):
+    """A shard and its record changed together: only the receipt can tell."""
+    shard, key = scene.canvas / "0" / "c" / "0" / "1" / "1", ShardKey(0, 1, 1)
+    shard.write_bytes(b"x" * 100)
+    ledger = Ledger(scene.canvas / "_engine" / "ledger", plan_id=scene.plan.plan_id)
+    ledger.strike(key)
+    ledger.add(Record(key, hashlib.sha256(b"x" * 100).hexdigest(), 100))
+    [verdict] = verify_outputs([scene.out])
+    assert [(problem.name, problem.kind) for problem in verdict.problems] == [("ome-zarr", Kind.CHANGED)]
+
+
+def test_a_canvas_without_any_receipt_is_not_intact(scene):
+    for path in (scene.out / "a.json", scene.canvas / "_engine" / "receipt.json"):
+        path.unlink()
+    flip(scene.out / "a.png", 4000)
+    [verdict] = verify_outputs([scene.out])
+    assert [(problem.name, problem.kind) for problem in verdict.problems] == [("receipt", Kind.MISSING)]
+    assert "move its exported files away" in verdict.note
+    for fmt in ("png", "tif"):
+        (scene.out / f"a.{fmt}").rename(scene.out / f"moved.{fmt}")
+    scene.restore()
+    assert scene.computed == []
+    assert all(verdict.intact for verdict in verify_outputs([scene.out]))
+
+
+@pytest.mark.parametrize("older", ["a.json", "a.zarr/_engine/receipt.json"])
+def test_the_older_one_of_two_receipts_is_made_good(out, older):
+    scene = make_scene(out, formats=("ome-zarr", "png"))
+    before = (out / older).read_bytes()
+    scene.job = replace(scene.job, formats=FORMATS)
+    scene.restore()
+    intact = files(out)
+    (out / older).write_bytes(before)
+    [verdict] = verify_outputs([out])
+    assert [(problem.path, problem.kind) for problem in verdict.problems] == [(out / older, Kind.OUTDATED)]
+    assert files(out) == intact
+
+
+def test_a_canvas_that_only_has_to_be_published_is_no_damage(scene):
+    """Killed behind its receipt: all is there, and only the name is not."""
+    intact = files(scene.out)
+    working = scene.plan.working_folder(scene.out)
+    scene.canvas.rename(working)
+    verdicts = list(verify_outputs([scene.out]))
+    assert [(verdict.path, verdict.problems) for verdict in verdicts] == [(working, ()), (scene.out / "a.json", ())]
+    assert "in progress" in verdicts[1].note
+    (working / "_engine" / "ledger" / "0" / "0.0.json").unlink()
+    assert [verdict.intact for verdict in verify_outputs([scene.out])] == [True, False]
+    scene.restore()
+    assert files(scene.out) == intact
+
+
+def test_the_swap_of_a_canvas_is_no_damage(out):
+    """Killed between the new receipt and the new name."""
+    old, new = make_scene(out), make_scene(out.with_name(f"{out.name}-new"), seed=1)
+    for name in ("a.json", "a.png", "a.tif"):
+        shutil.copy(new.out / name, out / name)
+    shutil.copytree(new.canvas, new.plan.working_folder(out))
+    verdicts = list(verify_outputs([out]))
+    assert [(verdict.path, verdict.problems) for verdict in verdicts] == [
+        (new.plan.working_folder(out), ()),
+        (old.canvas, ()),
+    ]
+    assert "is being replaced" in verdicts[1].note
 
 
 def test_a_canvas_carried_away_alone_is_intact(scene, folder):

@@ -7,7 +7,7 @@ See DESIGN.md in this folder for why. Deliberately absent: writing part of a sha
 import os
 import shutil
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeAlias, cast
@@ -103,10 +103,15 @@ class Canvas:
 
     @classmethod
     def load(cls, final: Path) -> Self:
-        """Opens a published output for reading."""
+        """Opens a published output for reading. StorageError where what its Zarr metadata say is not to be believed."""
         plan = stored_plan(final)
         if plan is None:
             raise StorageError(f"{final}: is not an output of this program; give a folder that `restore` has published")
+        if damaged := damaged_metadata(final):
+            raise StorageError(
+                f"{damaged[0]}: it and {len(damaged) - 1} more of the metadata files are not as they were stored; "
+                "run `engine verify`, then the command that made the picture"
+            )
         return cls(plan, final, store=DurableStore(final, read_only=True), lock=None)
 
     @property
@@ -116,7 +121,7 @@ class Canvas:
     @property
     def scratch(self) -> Path:
         """A folder for what is needed only until the output is published."""
-        return self.root / "_engine" / "scratch"
+        return scratch_of(self.root)
 
     def array(self, level: int) -> PlaneArray:
         """The Zarr array (c, y, x) of a level, for readers that check with `is_done` and `damage_named`."""
@@ -271,6 +276,30 @@ class Canvas:
         )
 
 
+@contextmanager
+def adding_to(final: Path) -> Generator[Canvas]:
+    """A published output to which exports are added: opened as by `load`, but by one process at a time, with scratch.
+
+    Raises OutputBusy while another process does. The scratch folder stays only where this is cut short.
+    """
+    canvas = Canvas.load(final)
+    lock_path = final / "_engine" / "lock"
+    lock = FileLock.try_take(lock_path)
+    if lock is None:
+        raise OutputBusy(f"{final}: another process is adding to this output; wait for it, or end it")
+    try:
+        with storage_errors(canvas.scratch):
+            remove_partials(final / "_engine")
+            make_folders(canvas.scratch)
+        yield canvas
+        shutil.rmtree(canvas.scratch, ignore_errors=True)
+    finally:
+        with suppress(OSError):  # what is in it tells the next run what this one has begun
+            canvas.scratch.rmdir()
+        lock_path.unlink(missing_ok=True)
+        lock.release()
+
+
 def stored_plan(root: Path) -> Plan | None:
     """The plan of the output in a folder, published or in progress; None where there is none that is intact."""
     found = _stored(root)
@@ -283,6 +312,11 @@ def damaged_metadata(root: Path) -> list[Path]:
     if found is None:
         raise ValueError(f"{root}: has no plan to tell its metadata by")
     return [root / name for name, sha256 in found[1].items() if _sha256(root / name) != sha256]
+
+
+def scratch_of(root: Path) -> Path:
+    """Where the output in a folder has what is needed only while it, or an export, is made."""
+    return root / "_engine" / "scratch"
 
 
 def ledger_folder(root: Path) -> Path:
@@ -302,8 +336,13 @@ def _sealed_plan(root: Path, plan: Plan) -> bytes:
 def _stored(root: Path) -> tuple[Plan, dict[str, str]] | None:
     try:
         data = unseal((root / "_engine" / "plan.json").read_bytes())
-        return None if data is None else (Plan.from_json(data["plan"]), data["metadata"])
-    except (OSError, ValueError, KeyError, TypeError):
+        if data is None:
+            return None
+        plan, metadata = Plan.from_json(data["plan"]), data["metadata"]
+        groups = (".", "_engine", *(str(level) for level in range(len(plan.grid.level_sizes))))
+        # One from elsewhere may not lead out of its folder.
+        return (plan, metadata) if metadata.keys() <= {str(Path(group, "zarr.json")) for group in groups} else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

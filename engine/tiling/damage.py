@@ -25,10 +25,12 @@ class Kind(StrEnum):
     TRUNCATED = "truncated"
     MISSING = "missing"
     SWAPPED = "swapped"
-    """A shard that holds the bytes of another one."""
+    """A shard, a canvas or a receipt in the place of another one."""
     UNREADABLE = "unreadable"
     RECORD = "record damaged"
     METADATA = "metadata damaged"
+    OUTDATED = "outdated"
+    """A receipt, or the copy of it, that does not tell of the last run."""
 
 
 @dataclass(frozen=True, slots=True)

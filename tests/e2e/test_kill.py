@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ import cv2
 import numpy as np
 import pytest
 
+from engine.bag import make_bag
+from engine.errors import OutputBusy
+from engine.tiling.damage import Kind
+from engine.upkeep import verify_outputs
 from tests.forked import JobServer, job_server
 from tests.networks import TINY, random_checkpoint
 from tests.outputs import timeless
@@ -174,3 +179,35 @@ def test_a_parameter_that_changes_pixels_never_mixes(scene, out):
     assert boxed.run(out) == 0
     assert set(computed(out)[before:]) >= halves  # computed anew, none taken over
     assert len(list(out.glob("*.inprogress.zarr"))) == 1
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["rename", "fsync-folder"])
+def test_a_kill_while_formats_are_added(name, scene, folder, out):
+    """In a published canvas: nothing is called damaged that is not, no bag is made, and any command goes on."""
+    added = Scene(scene.server, [*scene.arguments, "--format", "jpeg", "--format", "iiif"], {}, 0, 0.0)
+    states, ends = [], []
+    for occurrence in count(1):
+        shutil.copytree(folder / "undisturbed", out)
+        status = added.run(out, failpoint=f"{name}:{occurrence}:kill")
+        finished = timeless(out)
+        if status == 0:
+            break
+        assert status == KILLED
+        scratch = out / "a.zarr" / "_engine" / "scratch"
+        if scratch.exists():
+            with pytest.raises(OutputBusy):
+                make_bag(out, folder / "bag")
+        kinds = {problem.kind for verdict in verify_outputs([out]) for problem in verdict.problems}
+        assert kinds <= {Kind.OUTDATED}
+        states.append((scratch.exists(), (out / "a.jpg").exists(), bool(kinds)))
+        runs = [added] if occurrence % 2 else [scene, added]
+        for run in runs:
+            assert run.run(out) == 0, out.with_name(out.name + ".notes.log").read_text()
+            assert not scratch.exists()
+            assert not list(out.rglob("*.partial"))
+            assert [verdict.problems for verdict in verify_outputs([out])] == [()]
+        ends.append(timeless(out))
+        shutil.rmtree(out)
+    assert all(end == finished for end in ends)
+    assert len(set(states)) >= 2, states

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import struct
 from pathlib import Path
 
@@ -301,5 +302,20 @@ def test_the_canvas_states_its_profile(tmp_path):
     assert "archive" not in zarr.open_group(tmp_path, mode="r").attrs
     assert stored_metadata(tmp_path) == Metadata()
     (tmp_path / "zarr.json").write_text("{")
+    with pytest.raises(StorageError, match=r"zarr\.json cannot be read"):
+        stored_metadata(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [
+        5,
+        "x",
+        [1],
+        *({"resolution_px_per_mm": sides} for sides in ("x", [], [1], [1e400, 1], [float("nan"), 1], [0, 1], 5)),
+    ],
+)
+def test_an_archive_that_is_none_is_not_carried(tmp_path, archive):
+    (tmp_path / "zarr.json").write_text(json.dumps({"attributes": {"archive": archive}}))
     with pytest.raises(StorageError, match=r"zarr\.json cannot be read"):
         stored_metadata(tmp_path)
