@@ -14,6 +14,7 @@ from engine.receipt import Job, write_receipt
 from engine.store import FileLock
 from engine.tiling.canvas import Canvas
 from engine.upkeep import verify_outputs
+from tests.outputs import FACTS
 from tests.test_leftovers import PLAN, RANDOM, age, filled, published
 
 SUBFOLDERS = ("", "1890", "1890/glass plates", "x.iiif", "y.zarr")
@@ -27,7 +28,7 @@ def archive(out: Path) -> Path:
         Image.new("RGB", (4, 4)).save(out / name / "a.png")
         targets = {"ome-zarr": out / name / "a.zarr", "png": out / name / "a.png"}
         job = Job(Path(__file__), None, out / name, "a", tuple(targets))
-        write_receipt(PLAN, targets, job, {"input": {"name": "a.png"}})
+        write_receipt(PLAN, targets, job, FACTS)
     return out
 
 
