@@ -28,6 +28,7 @@ from engine.receipt import Job, write_receipt
 from engine.store import FileLock
 from engine.tiling.grid import Grid
 from engine.tiling.plan import Plan
+from tests.outputs import FACTS
 
 MOMENT = datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -301,12 +302,12 @@ def restored(out, name: str, *, seed: int = 0) -> Plan:
     """A receipt as a run leaves it."""
     size = Size(20, 30)
     folder, stem = (out / name).parent, (out / name).name
-    plan = Plan(stem, size, 3, "uint8", Grid(size, 16, 32), f"a{seed}", "none", "lite", "b", {"scale": 1}, 0, 0)
+    plan = Plan(stem, size, 3, "uint8", Grid(size, 16, 32), f"{seed:064x}", "none", "lite", "b", {"scale": 1}, 0, 0)
     job = Job(out / "in.png", None, folder, stem, ("png",))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.png").write_bytes(np.random.default_rng(seed).bytes(50))
-    source = {"name": "in.png", "sha256": f"a{seed}", "bytes": 9, "digest_of": "file"}
-    write_receipt(plan, job.targets, job, {"input": source, "mask": None, "generated": {"share": 0.5}})
+    source = {"name": "in.png", "sha256": f"{seed:064x}", "bytes": 9, "digest_of": "file"}
+    write_receipt(plan, job.targets, job, FACTS | {"input": source, "generated": FACTS["generated"] | {"share": 0.5}})
     return plan
 
 
