@@ -318,7 +318,7 @@ def test_a_lost_catalog_is_rebuilt_from_the_receipts(tmp_path):
     rows = read_catalog(tmp_path)
     assert {name: found.plan_id for name, found in rows.items()} == {n: plan.plan_id for n, plan in plans.items()}
     found = rows["1890/b"]
-    assert (found.status, found.image, found.image_bytes, found.image_sha256) == ("done", "in.png", 9, "a1")
+    assert (found.status, found.image, found.image_bytes, found.image_sha256) == ("done", "in.png", 9, f"{1:064x}")
     assert (found.megapixels, found.generated_share) == (0.0006, 0.5)
     assert [(output.format, output.name, output.num_bytes) for output in found.outputs] == [("png", "b.png", 50)]
     before = parts(tmp_path)
