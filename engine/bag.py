@@ -148,7 +148,10 @@ def _write_tags(bag: Path, digests: Mapping[Path, Digest], information: Mapping[
 
 
 def _manifest(digests: Mapping[str, str]) -> bytes:
-    """RFC 8493, 2.1.3: line ends and the percent sign of a path are encoded, and nothing else."""
+    """RFC 8493, 2.1.3: line ends and the percent sign of a path are encoded, and nothing else.
+
+    bagit-python does not decode the percent sign: it calls a bag of such names incomplete.
+    """
     lines = [f"{sha256}  {_encoded(name)}\n" for name, sha256 in sorted(digests.items())]
     return "".join(lines).encode("utf-8", "surrogateescape")
 

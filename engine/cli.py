@@ -1,6 +1,6 @@
 """The command line: one verb per function, nothing else. Exit codes: 0 done, 2 usage, 3 some failed, 4 plan refused."""
 
-import dataclasses
+import errno
 import logging
 import sys
 from collections.abc import Generator
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine import __version__
-from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, PlanError
+from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, PlanError, printable
 from engine.geometry import Box
 
 if TYPE_CHECKING:
@@ -154,13 +154,11 @@ def restore(
     from engine.restoration import Job, Restorer
 
     with _typed_errors():
-        request = dataclasses.replace(
-            _request(scale, long_side, box, precision, max_memory), page=page, strip_metadata=strip_metadata
-        )
+        request = _request(scale, long_side, box, precision, max_memory, page, strip_metadata)
         pictures = find_pictures(inputs, out)
         restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
     wanted = tuple(dict.fromkeys(item.value for item in formats))
-    with Console(num_pictures=len(pictures), as_json=as_json) as console:
+    with _typed_errors(), Console(num_pictures=len(pictures), as_json=as_json) as console:
         console.say(f"model {restorer.checkpoint.card.name}, degradation {restorer.checkpoint.card.degradation}")
         ends = [
             console.run(
@@ -188,6 +186,9 @@ def plan(
     precision: PrecisionOption = Precision.AUTO,
     max_memory: MaxMemory = None,
     max_pixels: MaxPixels = 1 << 30,
+    page: Page = None,
+    strip_metadata: StripMetadata = False,
+    tiff_compression: TiffCompression = Compression.DEFLATE,
 ) -> None:
     """Say what a restoration would take, and write nothing."""
     from engine.console import describe_plan, find_pictures
@@ -196,14 +197,15 @@ def plan(
     from engine.tiling.plan import validate
 
     with _typed_errors():
-        request = _request(scale, long_side, box, precision, max_memory)
+        request = _request(scale, long_side, box, precision, max_memory, page, strip_metadata)
         restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
         rate = restorer.measured_rate()
         for name, path in find_pictures(inputs, None).items():
             wanted = tuple(dict.fromkeys(item.value for item in formats))
-            job = Job(path, find_mask(mask, image=path), out, name, wanted, max_pixels=max_pixels)
+            job = Job(path, find_mask(mask, image=path), out, name, wanted, False, max_pixels, tiff_compression.value)
             made, tiling, info = restorer.plan(job, request)
-            typer.echo(describe_plan(made, tiling, info, restorer.checkpoint.card, rate))
+            for line in describe_plan(made, tiling, info, restorer.checkpoint.card, rate).split("\n"):
+                _say(line)
             validate(made, out=out, max_memory_bytes=max_memory)
 
 
@@ -225,7 +227,7 @@ def export(
         for path in export_finished(
             canvas, out=out or canvas.parent, formats=wanted, tiff_compression=tiff_compression.value, replace=replace
         ):
-            typer.echo(path)
+            _say(str(path))
 
 
 @app.command()
@@ -240,9 +242,9 @@ def verify(
         for verdict in verify_outputs(paths):
             bad += not verdict.intact
             note = f" ({verdict.note})" if verdict.note else ""
-            typer.echo(f"{verdict.path}: {'intact' if verdict.intact else 'damaged'}{note}")
+            _say(f"{verdict.path}: {'intact' if verdict.intact else 'damaged'}{note}")
             for problem in verdict.problems:
-                typer.echo(f"  {problem.name}: {problem.kind}")
+                _say(f"  {problem.name}: {problem.kind}")
     raise typer.Exit(EXIT_FAILED if bad else 0)
 
 
@@ -259,7 +261,7 @@ def sign(
 
     with _typed_errors():
         for path in sign_outputs(out, certificates=certificates, key=key):
-            typer.echo(path)
+            _say(str(path))
 
 
 @app.command()
@@ -273,7 +275,7 @@ def bag(
 
     information = {} if organization is None else {"Source-Organization": organization}
     with _typed_errors():
-        typer.echo(make_bag(out, folder, information=information))
+        _say(str(make_bag(out, folder, information=information)))
 
 
 @app.command()
@@ -288,7 +290,7 @@ def clean(
     with _typed_errors():
         found = stale(out)
         for leftover in remove(found) if yes else found:
-            typer.echo(f"{leftover.path}: {leftover.sort}, {leftover.num_bytes:,} bytes{', removed' if yes else ''}")
+            _say(f"{leftover.path}: {leftover.sort}, {leftover.num_bytes:,} bytes{', removed' if yes else ''}")
 
 
 @app.command()
@@ -325,7 +327,7 @@ def train(
         run = Run(chosen, data, out, budget or chosen.budget_s, data_licence, device=device, start_from=start_from)
         train_run(run, tuple(stages or ()))
         card = finish(run, threads=threads)
-    typer.echo(f"{out / (recipe + '.safetensors')}: {card.parameters:,} parameters")
+    _say(f"{out / (recipe + '.safetensors')}: {card.parameters:,} parameters")
 
 
 @model_app.command("list")
@@ -359,14 +361,33 @@ def doctor() -> None:
 def _typed_errors() -> Generator[None]:
     """An error that stops everything: its sentence on stderr, and its exit code."""
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            from engine.store import storage_error
+
+            raise storage_error(error, Path(error.filename)) from error
     except EngineError as error:
-        typer.echo(f"{error.code}: {error}", err=True)
+        _say(f"{error.code}: {error}", to_stderr=True)
         raise typer.Exit(EXIT_REFUSED if isinstance(error, PlanError) else EXIT_FAILED) from None
 
 
+def _say(line: str, *, to_stderr: bool = False) -> None:
+    """Prints one line, whatever names are in it, and whatever the terminal can show."""
+    encoding = getattr(sys.stderr if to_stderr else sys.stdout, "encoding", None) or "utf-8"
+    typer.echo(printable(line).encode(encoding, "backslashreplace").decode(encoding), err=to_stderr)
+
+
 def _request(
-    scale: Scale | None, long_side: int | None, box: Box | None, precision: Precision, max_memory: int | None
+    scale: Scale | None,
+    long_side: int | None,
+    box: Box | None,
+    precision: Precision,
+    max_memory: int | None,
+    page: int | None,
+    strip_metadata: bool,
 ) -> "Request":
     from engine.planning import Request
 
@@ -378,6 +399,8 @@ def _request(
         box=box,
         precision=precision.value,
         max_memory_bytes=max_memory,
+        page=page,
+        strip_metadata=strip_metadata,
     )
 
 

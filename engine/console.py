@@ -15,7 +15,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from engine import generated_map
-from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, InputError, PlanError, UnreadableInput
+from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, InputError, PlanError, UnreadableInput, printable
 from engine.header import SUFFIXES
 from engine.image import ImageInfo
 from engine.mask import find_mask
@@ -106,9 +106,8 @@ class Console:
             self._bar.stop()
 
     def say(self, line: str) -> None:
-        """One line on stderr; what a name holds beside letters is shown escaped, not obeyed by the terminal."""
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-        self._rich.print(line, highlight=False, markup=False, soft_wrap=True)
+        """One line on stderr."""
+        self._rich.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def run(self, job: Job, mask: str, *, request: Request, restorer: Restorer) -> End:
         """Restore one picture and report how it ended; never raises an EngineError."""
@@ -126,7 +125,7 @@ class Console:
             meter.close()
         end = End("done")
         names = ", ".join(str(path) for path in receipt.outputs)
-        note = " (already finished)" if receipt.shards_reused == receipt.shards_total else ""
+        note = " (no tile computed)" if receipt.shards_reused == receipt.shards_total else ""
         self.say(f"{job.image}: done in {receipt.seconds:.1f} s{note}: {names}")
         for changed in receipt.notes:
             self.say(f"{job.image}: {changed}")
@@ -206,7 +205,7 @@ def describe_plan(plan: Plan, tiling: Tiling, info: ImageInfo, card: Card, opera
         ("disk", f"{plan.projected_disk_bytes / 2**30:.2f} GiB at most"),
         ("expected", f"{operations / operations_per_s:.0f} s of network time on this machine"),
     ]
-    return "\n".join([*(f"{name:9} {text}" for name, text in rows), draw_grid(plan)])
+    return "\n".join([*(printable(f"{name:9} {text}") for name, text in rows), draw_grid(plan)])
 
 
 def draw_grid(plan: Plan, *, most: int = 24) -> str:

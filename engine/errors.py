@@ -33,6 +33,11 @@ EXIT_FAILED = 3
 EXIT_REFUSED = 4
 
 
+def printable(text: str) -> str:
+    """One line in which what a file name holds beside letters is shown escaped, not obeyed by a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 class EngineError(ValueError):
     """A cause that a user can understand and act on."""
 

@@ -17,7 +17,7 @@ from uuid import uuid4
 from engine import generated_map
 from engine.errors import OutputBusy, OutputExists
 from engine.provenance import fixity_of, recorded_fixity
-from engine.store import FileLock, storage_errors, write_atomic
+from engine.store import FileLock, open_regular, storage_errors, write_atomic
 from engine.tiling.canvas import adding_to, scratch_of, stored_plan
 from engine.tiling.export import FOLDERS, SUFFIX
 from engine.tiling.plan import Plan, working_folder
@@ -99,7 +99,8 @@ def receipt_copy(canvas: Path) -> Path:
 def read_receipt(path: Path) -> dict[str, Any] | None:
     """The receipt in a file; None where there is none of ours, or one that is damaged."""
     try:
-        found = unseal(path.read_bytes()) if path.is_file() else None
+        with open_regular(path) as file:
+            found = unseal(file.read())
     except OSError:
         return None
     return found if found is not None and _is_receipt(found) else None

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -116,7 +117,7 @@ class Restorer:
             else:
                 validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
                 done, reused = self._make(plan, job, request, info, tiling, progress)
-        notes = tuple(f"left out: {what}" for what in info.metadata.left_out)
+        notes = tuple(f"left out: {what}" for what in carried(info, request).left_out)
         if info.converted is not None:
             notes = (f"converted: {info.converted}", *notes)
         seconds = time.monotonic() - started
@@ -163,7 +164,8 @@ class Restorer:
                     metadata=carried(work.info, work.request),
                     tiff_compression=job.tiff_compression,
                 )
-        facts = describe(plan, self.checkpoint.card, work.info, mask=job.mask, generated=generated)
+        told = replace(work.info, metadata=carried(work.info, work.request))
+        facts = describe(plan, self.checkpoint.card, told, mask=job.mask, generated=generated)
         write_receipt(plan, job.targets, job, facts)
 
     def measured_rate(self) -> float:

@@ -34,6 +34,10 @@ def published(out: Path) -> Path:
     return out / "a.zarr"
 
 
+def receive(canvas: Path) -> None:
+    write_receipt(PLAN, {"ome-zarr": canvas}, Job(Path(__file__), None, canvas.parent, "a", ("ome-zarr",)), FACTS)
+
+
 def age(path: Path) -> None:
     """As if nobody had touched it for long."""
     for file in (path, *path.rglob("*")):
@@ -49,9 +53,7 @@ def everything(out: Path) -> set[str]:
 
 
 def test_leftovers_of_every_sort_go_and_nothing_else(tmp_path):
-    published(tmp_path)
-    job = Job(Path(__file__), None, tmp_path, "a", ("ome-zarr",))
-    write_receipt(PLAN, job.targets, job, FACTS)
+    receive(published(tmp_path))
     kept = everything(tmp_path)
     filled(tmp_path).close()
     partials = [f"a.png.{RANDOM}.partial", f"a.png.{RANDOM}.partial.{RANDOM}.partial"]
@@ -119,8 +121,7 @@ def test_an_output_that_lost_its_name_in_a_swap_stays(tmp_path):
 
 def test_a_canvas_that_waits_for_its_repair_stays(tmp_path):
     final = published(tmp_path)
-    job = Job(Path(__file__), None, tmp_path, "a", ("ome-zarr",))
-    write_receipt(PLAN, job.targets, job, FACTS)
+    receive(final)
     final.rename(PLAN.working_folder(tmp_path))
     assert stale(tmp_path) == []
     (tmp_path / "a.json").unlink()

@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
+from engine import failpoints
 from engine.cli import app
 from engine.credentials import check_credentials
 from engine.warden import Limits
@@ -190,6 +191,7 @@ def test_a_picture_that_takes_too_long_is_given_up(pixels, model, tmp_path, monk
 def test_clean_lists_before_it_removes(pixels, model, tmp_path, monkeypatch):
     image, out = tmp_path / "a.png", tmp_path / "out"
     Image.fromarray(pixels).save(image)
+    failpoints._counts.clear()
     monkeypatch.setenv("ENGINE_FAILPOINT", "record:2:eio")
     assert restore(image, out, model, "--scale", 2) == 3
     monkeypatch.delenv("ENGINE_FAILPOINT")
