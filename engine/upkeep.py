@@ -115,6 +115,7 @@ def _verify_working(canvas: Path, progress: Progress) -> Verdict:
 
 def _verify_published(out: Path, name: str, progress: Progress, *, in_folder: bool) -> Verdict:
     canvas = out / f"{name}{_CANVAS}"
+    where = canvas if (canvas / "_engine").is_dir() else receipt_path(out, name)
     bad_receipts, receipt, notes = _check_receipts(out, name, canvas, in_folder=in_folder)
     exports: tuple[Problem, ...] = ()
     if receipt is not None and (in_folder or receipt_path(out, name).exists()):
@@ -123,7 +124,7 @@ def _verify_published(out: Path, name: str, progress: Progress, *, in_folder: bo
         if struck:
             notes.append(_hindrance(lambda: strike_outputs(out, name, struck)))
     stored: tuple[Problem, ...] = ()
-    if (canvas / "_engine").is_dir():
+    if where == canvas:
         stored, note = _check_canvas(canvas, receipt, progress)
         notes.append(note)
     elif receipt is not None and in_folder and "ome-zarr" in receipt["outputs"]:
@@ -131,7 +132,6 @@ def _verify_published(out: Path, name: str, progress: Progress, *, in_folder: bo
             notes.append("its canvas is in progress: run the same command again")
         else:
             stored = (Problem(canvas, "ome-zarr", Kind.MISSING),)
-    where = canvas if (canvas / "_engine").is_dir() else receipt_path(out, name)
     return Verdict(where, (*stored, *bad_receipts, *exports), "; ".join(note for note in notes if note))
 
 
@@ -141,16 +141,17 @@ def _check_canvas(canvas: Path, receipt: dict[str, Any] | None, progress: Progre
     if plan_id is None:
         lost = Problem(canvas / "_engine" / "plan.json", "plan", Kind.METADATA)
         return (lost,), "its plan is lost: run the same command with --replace"
+    name, swapped = canvas.name.removesuffix(_CANVAS), Problem(canvas, "ome-zarr", Kind.SWAPPED)
+    is_renamed = plan is not None and plan.name != name
+    other = receipt if receipt is not None and receipt["plan_id"] != plan_id and not is_renamed else None
+    if other is not None and not _is_complete(working_folder(canvas.parent, name, other["plan_id"]), other):
+        return (swapped,), "its receipt is of another run: move it away, then run the command of the receipt again"
     problems = tuple(canvas_problems(canvas, plan=plan, plan_id=plan_id, progress=progress))
-    name = canvas.name.removesuffix(_CANVAS)
-    if plan is not None and plan.name != name:
+    if other is not None:
+        return problems, "it is being replaced: run the same command again"
+    if plan is not None and is_renamed:
         note = f"it was renamed: give it back its name {plan.name}{_CANVAS}, with which it can be repaired"
-        return (Problem(canvas, "ome-zarr", Kind.SWAPPED), *problems), note
-    if receipt is not None and receipt["plan_id"] != plan_id:
-        if _is_complete(working_folder(canvas.parent, name, receipt["plan_id"]), receipt):
-            return problems, "it is being replaced: run the same command again"
-        note = "its receipt is of another run: move the canvas away, then run the command of the receipt again"
-        return (Problem(canvas, "ome-zarr", Kind.SWAPPED), *problems), note
+        return (swapped, *problems), note
     if not problems:
         if receipt is None or "ome-zarr" not in receipt["outputs"] or _is_complete(canvas, receipt):
             return (), ""

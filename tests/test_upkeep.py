@@ -276,6 +276,7 @@ def test_what_each_damage_is_called(finished, name, damage, kind, called):
     else:
         path.unlink()
     [verdict] = check_found_and_repaired(finished, {name}, intact)
+    assert verdict.path == finished.canvas
     [problem] = verdict.problems
     assert (problem.name, problem.kind) == (called, kind)
 
