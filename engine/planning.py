@@ -17,12 +17,11 @@ from engine.render import Tiling
 from engine.resample import source_box
 from engine.residual import WORKING_SET_BYTES
 from engine.tiling.grid import Grid, ShardKey
-from engine.tiling.plan import Plan, canvas_bytes
+from engine.tiling.plan import MAX_SIDE_PX, Plan, canvas_bytes
 
 PIXEL_VERSION = 2
 """Raised only when the same plan would give other pixels; guarded by golden hashes."""
 
-MAX_SIDE_PX = 1 << 20
 MAX_TILE_PX = 512
 MIN_TILE_PX = 64
 DRAWN_SIDE_PX = {1: 512, 2: 1024, 4: 1024, 8: 2048, 16: 2048}

@@ -17,6 +17,7 @@ POISON = "restore segv:1:segv;restore hang:1:hang"
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     os.environ["ENGINE_FAILPOINT"] = POISON  # before Ray starts: its workers inherit it
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
     try:
         with connected(3, None):
             yield

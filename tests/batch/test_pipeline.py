@@ -21,7 +21,7 @@ from engine.planning import Request
 from tests.networks import TINY, random_checkpoint
 from tests.outputs import timeless
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="session")
@@ -117,10 +117,10 @@ def test_many_pictures_of_every_fate(cluster, folder, model):
 
 def test_killed_workers_are_invisible_in_the_output(cluster, folder, model):
     items = pictures(folder / "in", [f"scan {n}" for n in range(40)], h=90, w=120)
-    items += pictures(folder / "in", ["large"], h=1100, w=1600)
+    items += pictures(folder / "in", ["large"], h=700, w=1600)
     order = Order(folder / "out", Request(scale=4), ("ome-zarr",), model)
     expected = undisturbed(items, order, folder / "expected")
-    with killer(3.0) as killed:
+    with killer(5.0) as killed:
         found = ends(Pipeline(order, workers=2), items)
     assert killed
     assert {outcome.status for outcome in found.values()} == {DONE}
