@@ -27,8 +27,6 @@ def connected(workers: int, address: str | None) -> Generator[None]:
             "num_cpus": max(os.cpu_count() or 1, workers + 1),
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
-            # A worker that takes the place of a killed one is ready at once: the others have torch loaded.
-            "_system_config": {"preload_python_modules": ["engine.restoration"]},
         }
     else:
         options["address"] = address

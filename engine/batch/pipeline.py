@@ -231,6 +231,7 @@ class Pipeline:
         """Restores everything; outcomes come as pictures end, in no order. Raises BatchStalled where nothing moves."""
         source = iter(items)
         more = True
+        self._lane("small")  # its actors load the network while the first pictures are looked at
         try:
             while True:
                 while more and self._wants_more():
@@ -265,7 +266,7 @@ class Pipeline:
         return len(self._lanes[name].in_flight) if name in self._lanes else 0
 
     def _lane(self, name: str) -> Lane:
-        """A lane is opened when there is something for it."""
+        """The lane of this name, opened when it is asked for first."""
         if name not in self._lanes:
             arguments: dict[str, object] = {"order": self._order}
             if name == "prepare":
