@@ -46,6 +46,8 @@ LANE_CPUS = 0.5
 """Both lanes may be at work at once: each tile actor books half a core and takes what it gets."""
 PREPARER_CPUS = 0.25
 MAX_RESTARTS = 3
+STARTING_S = 300.0
+"""What a busy cluster may take to start a process anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +306,7 @@ class Pipeline:
 
     def _next_event(self) -> Iterator[Outcome]:
         try:
-            event = self._outbox.get(timeout=2 * self._stall_s)
+            event = self._outbox.get(timeout=STARTING_S + 2 * self._stall_s)
         except queue.Empty:
             self._restart(
                 BatchStalled(f"nothing has ended for {2 * self._stall_s:g} s; look at the cluster, run again")
