@@ -7,15 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from engine.batch.catalog import CatalogWriter, Row, read_catalog
 from engine.batch.inputs import Item
-from engine.batch.rebuild import outputs_of
 from engine.batch.work import DONE, REFUSED, Order, Outcome, restore_item, stored_receipt
 from engine.errors import OutputBusy, ProcessDied
 from engine.outputs import BATCH, batch_lock
 from engine.restoration import Progress, Restorer
 from engine.store import FileLock, make_folders, storage_errors, write_atomic
+
+if TYPE_CHECKING:
+    from engine.batch.catalog import Row
 
 RAY_ABOVE = 64
 """Pictures; for fewer, starting Ray costs more than it gains."""
@@ -40,6 +42,8 @@ def restore_all(
     if len(items) == 1 and not workers:
         yield restore_item(restorer, items[0], order, progress)
         return
+    from engine.batch.catalog import CatalogWriter, read_catalog  # pyarrow is slow to load
+
     request_id = order.request_id(restorer.checkpoint.card.sha256)
     folder = order.out / BATCH
     with ExitStack() as stack:
@@ -130,7 +134,7 @@ def _stat(path: str | None) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _holds(row: Row, facts: _Facts, request_id: str, order: Order, item: Item, *, retry_failed: bool) -> bool:
+def _holds(row: "Row", facts: _Facts, request_id: str, order: Order, item: Item, *, retry_failed: bool) -> bool:
     """Whether what became of a picture still stands: nothing has changed, and its outputs are there and not struck."""
     told = _Facts(row.image_bytes, row.image_mtime_ns, row.mask_bytes, row.mask_mtime_ns)
     if told != facts or row.request_id != request_id:
@@ -146,7 +150,10 @@ def _holds(row: Row, facts: _Facts, request_id: str, order: Order, item: Item, *
     return row.status == REFUSED or row.reason == ProcessDied.code
 
 
-def _row(outcome: Outcome, facts: _Facts, request_id: str, order: Order, before: Row | None) -> Row:
+def _row(outcome: Outcome, facts: _Facts, request_id: str, order: Order, before: "Row | None") -> "Row":
+    from engine.batch.catalog import Row
+    from engine.batch.rebuild import outputs_of
+
     receipt = stored_receipt(order, outcome.item) if outcome.status == DONE else None
     h, w = (0, 0) if receipt is None else receipt["plan"]["size_px"]
     return Row(
@@ -173,7 +180,7 @@ def _row(outcome: Outcome, facts: _Facts, request_id: str, order: Order, before:
     )
 
 
-def _outcome(row: Row, item: Item, out: Path) -> Outcome:
+def _outcome(row: "Row", item: Item, out: Path) -> Outcome:
     """What the catalog tells of a picture that has ended before."""
     folder = (out / row.name).parent
     return Outcome(
