@@ -7,7 +7,7 @@ See DESIGN.md in this folder for why. Deliberately absent: writing part of a sha
 import os
 import shutil
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeAlias, cast
@@ -49,8 +49,11 @@ _MOST_NAMED = 5  # shards that an error message lists
 class Canvas:
     """One output, in progress (`open`) or published (`load`). One process writes it; `close` lets another one do so."""
 
-    def __init__(self, plan: Plan, root: Path, *, store: DurableStore, lock: FileLock | None) -> None:
+    def __init__(
+        self, plan: Plan, root: Path, *, store: DurableStore, lock: FileLock | None, joined: bool = False
+    ) -> None:
         self.plan = plan
+        self._joined = joined
         self.root = root
         self._store = store
         self._lock = lock
@@ -86,11 +89,29 @@ class Canvas:
             raise
 
     @classmethod
+    def join(cls, plan: Plan, out: Path) -> Self:
+        """Opens an output in progress that `open` has laid out, to add shards to it beside other processes.
+
+        There is no lock: of several writers of one shard the first record counts, and all write the same bytes. Raises
+        StorageError where the output is not in progress (any more).
+        """
+        root = plan.working_folder(out)
+        found = stored_plan(root)
+        if found is None or found.plan_id != plan.plan_id:
+            raise StorageError(f"{root}: is not in progress; run the same command again")
+        return cls(plan, root, store=DurableStore(root), lock=None, joined=True)
+
+    @classmethod
     def load(cls, final: Path) -> Self:
-        """Opens a published output for reading."""
+        """Opens a published output for reading. StorageError where what its Zarr metadata say is not to be believed."""
         plan = stored_plan(final)
         if plan is None:
             raise StorageError(f"{final}: is not an output of this program; give a folder that `restore` has published")
+        if damaged := damaged_metadata(final):
+            raise StorageError(
+                f"{damaged[0]}: it and {len(damaged) - 1} more of the metadata files are not as they were stored; "
+                "run `engine verify`, then the command that made the picture"
+            )
         return cls(plan, final, store=DurableStore(final, read_only=True), lock=None)
 
     @property
@@ -100,7 +121,7 @@ class Canvas:
     @property
     def scratch(self) -> Path:
         """A folder for what is needed only until the output is published."""
-        return self.root / "_engine" / "scratch"
+        return scratch_of(self.root)
 
     def array(self, level: int) -> PlaneArray:
         """The Zarr array (c, y, x) of a level, for readers that check with `is_done` and `damage_named`."""
@@ -124,7 +145,11 @@ class Canvas:
 
     def write(self, key: ShardKey, pixels: Pixels) -> None:
         """Stores a whole shard, (h, w, c) of exactly its clipped box, then its record. Other shards may be read."""
-        self._check_owned()
+        if self._joined:
+            if self.is_done(key):  # another process was faster
+                return
+        else:
+            self._check_owned()
         box = self.grid.box(key)
         expected = (box.size.h, box.size.w, self.plan.channels)
         if pixels.shape != expected or pixels.dtype != self.plan.dtype:
@@ -227,8 +252,13 @@ class Canvas:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def is_owned(self) -> bool:
+        """Whether this process alone may write, publish and discard the output."""
+        return self._lock is not None
+
     def _check_owned(self) -> None:
-        if self._lock is None:
+        if not self.is_owned:
             raise ValueError(f"{self.root}: is closed, or published and so read-only")
 
     def _is_intact(self, key: ShardKey) -> bool:
@@ -246,6 +276,30 @@ class Canvas:
         )
 
 
+@contextmanager
+def adding_to(final: Path) -> Generator[Canvas]:
+    """A published output to which exports are added: opened as by `load`, but by one process at a time, with scratch.
+
+    Raises OutputBusy while another process does. The scratch folder stays only where this is cut short.
+    """
+    canvas = Canvas.load(final)
+    lock_path = final / "_engine" / "lock"
+    lock = FileLock.try_take(lock_path)
+    if lock is None:
+        raise OutputBusy(f"{final}: another process is adding to this output; wait for it, or end it")
+    try:
+        with storage_errors(canvas.scratch):
+            remove_partials(final / "_engine")
+            make_folders(canvas.scratch)
+        yield canvas
+        shutil.rmtree(canvas.scratch, ignore_errors=True)
+    finally:
+        with suppress(OSError):  # what is in it tells the next run what this one has begun
+            canvas.scratch.rmdir()
+        lock_path.unlink(missing_ok=True)
+        lock.release()
+
+
 def stored_plan(root: Path) -> Plan | None:
     """The plan of the output in a folder, published or in progress; None where there is none that is intact."""
     found = _stored(root)
@@ -258,6 +312,11 @@ def damaged_metadata(root: Path) -> list[Path]:
     if found is None:
         raise ValueError(f"{root}: has no plan to tell its metadata by")
     return [root / name for name, sha256 in found[1].items() if _sha256(root / name) != sha256]
+
+
+def scratch_of(root: Path) -> Path:
+    """Where the output in a folder has what is needed only while it, or an export, is made."""
+    return root / "_engine" / "scratch"
 
 
 def ledger_folder(root: Path) -> Path:
@@ -277,8 +336,13 @@ def _sealed_plan(root: Path, plan: Plan) -> bytes:
 def _stored(root: Path) -> tuple[Plan, dict[str, str]] | None:
     try:
         data = unseal((root / "_engine" / "plan.json").read_bytes())
-        return None if data is None else (Plan.from_json(data["plan"]), data["metadata"])
-    except (OSError, ValueError, KeyError, TypeError):
+        if data is None:
+            return None
+        plan, metadata = Plan.from_json(data["plan"]), data["metadata"]
+        groups = (".", "_engine", *(str(level) for level in range(len(plan.grid.level_sizes))))
+        # One from elsewhere may not lead out of its folder.
+        return (plan, metadata) if metadata.keys() <= {str(Path(group, "zarr.json")) for group in groups} else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -73,11 +73,11 @@ def _describe(flat: Path, folder: Path, identifier: str) -> None:
         image = for_the_web(vips.load(stored, "tiff"))
         preview = image.thumbnail_image(MAX_PREVIEW_PX, height=MAX_PREVIEW_PX, size="down")
         data = bytes(preview.jpegsave_buffer(Q=_QUALITY, keep=pyvips.ForeignKeep.NONE))
-    for name in ("max", f"{preview.width},{preview.height}"):
-        target = folder / "full" / name / "0"
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "default.jpg").write_bytes(data)
+    # Only levels of the pyramid are listed: OpenSeadragon takes the sizes for its levels where their number fits.
     sizes = [item.name.split(",") for item in (folder / "full").iterdir() if item.name != "max"]
+    target = folder / "full" / "max" / "0"
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "default.jpg").write_bytes(data)
     info |= {
         "id": identifier,
         "sizes": [{"width": w, "height": h} for w, h in sorted((int(w), int(h)) for w, h in sizes)],

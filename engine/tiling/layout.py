@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import zarr
+from zarr.abc.buffer import Buffer
 from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
 
 from engine.errors import StorageError, UnsupportedInput
 from engine.metadata import Metadata
@@ -22,6 +24,7 @@ _COLOURS = {
     4: (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"), ("alpha", "FFFFFF")),
 }
 """Name and display colour of each channel, by their number."""
+_RESOLUTIONS_PX_PER_MM = (1e-9, 1e8)  # a satellite's pixels, and what a TIFF can state
 
 
 def lay_out(store: DurableStore, plan: Plan, *, metadata: Metadata | None = None) -> None:
@@ -29,8 +32,13 @@ def lay_out(store: DurableStore, plan: Plan, *, metadata: Metadata | None = None
 
     OME-Zarr has no place for a profile, EXIF, XMP or IPTC: `metadata` goes into the group's attribute `archive`.
     """
-    for name in ("", "_engine", *(str(level) for level in range(len(plan.grid.level_sizes)))):
-        (store.root / name / "zarr.json").unlink(missing_ok=True)
+    objects: dict[str, Buffer] = {}
+    _describe(MemoryStore(objects), plan, metadata)
+    for key in sorted(objects):  # one after another: of writes side by side, some go on when one has failed
+        store.set_sync(key, objects[key])
+
+
+def _describe(store: MemoryStore, plan: Plan, metadata: Metadata | None) -> None:
     attributes: dict[str, Any] = {"ome": _ome(plan)}
     if archive := (metadata or Metadata()).archived(plan.size):
         attributes["archive"] = archive
@@ -58,12 +66,16 @@ def lay_out(store: DurableStore, plan: Plan, *, metadata: Metadata | None = None
 
 def stored_metadata(root: Path) -> Metadata:
     """What `lay_out` was given for the output in the folder `root`. Raises StorageError where it cannot be read."""
+    lowest, highest = _RESOLUTIONS_PX_PER_MM
     try:
         attributes = json.loads((root / "zarr.json").read_bytes()).get("attributes", {})
-        return Metadata.from_archived(attributes.get("archive", {}), name=str(root))
+        metadata = Metadata.from_archived(attributes.get("archive", {}), name=str(root))
+        if not all(lowest <= side <= highest for side in metadata.resolution_px_per_mm or ()):
+            raise ValueError(f"{metadata.resolution_px_per_mm} px per mm are no resolution")
+        return metadata
     except UnsupportedInput as error:
         raise StorageError(str(error)) from error
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise StorageError(f"{root}: zarr.json cannot be read ({error}). Restore the picture again.") from error
 
 

@@ -11,9 +11,12 @@ import tifffile
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
+from engine import failpoints
 from engine.cli import app
+from engine.credentials import check_credentials
 from engine.warden import Limits
 from tests.networks import TINY, random_checkpoint
+from tests.test_credentials import identity
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 CANARY = "Canary of Lisbon"
@@ -134,6 +137,19 @@ def test_a_receipt_names_every_file_by_its_digest_and_a_bag_holds_them(pixels, m
     assert stored == ["a.generated.png", "a.json", "a.mets.xml", "a.png", "a.premis.xml", "a.tif"]
 
 
+def test_outputs_are_signed_by_an_archive_with_its_own_certificate(pixels, model, tmp_path):
+    image, out = tmp_path / "a.png", tmp_path / "out"
+    Image.fromarray(pixels).save(image)
+    assert restore(image, out, model, "--format", "tiff", "--format", "png", "--format", "jp2") == 0
+    files = identity(tmp_path)
+    options = ("--certificate", files["certificates"], "--key", files["key"])
+    assert call("sign", out, *options) == (0, f"{out / 'a.tif.c2pa'}\n{out / 'a.png.c2pa'}\n")
+    assert check_credentials(out / "a.png") == []
+    assert call("verify", out)[0] == 0
+    (tmp_path / "empty").mkdir()
+    assert call("sign", tmp_path / "empty", *options)[0] == 3
+
+
 def test_another_compression_makes_the_tiff_anew(pixels, model, tmp_path):
     image, out = tmp_path / "a.png", tmp_path / "out"
     Image.fromarray(pixels).save(image)
@@ -176,6 +192,7 @@ def test_a_picture_that_takes_too_long_is_given_up(pixels, model, tmp_path, monk
 def test_clean_lists_before_it_removes(pixels, model, tmp_path, monkeypatch):
     image, out = tmp_path / "a.png", tmp_path / "out"
     Image.fromarray(pixels).save(image)
+    failpoints._counts.clear()
     monkeypatch.setenv("ENGINE_FAILPOINT", "record:2:eio")
     assert restore(image, out, model, "--scale", 2) == 3
     monkeypatch.delenv("ENGINE_FAILPOINT")
