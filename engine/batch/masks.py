@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from engine.batch.listing import S3, Folders
@@ -16,6 +17,7 @@ class Masks:
     def __init__(self, option: str, folders: Folders, *, num_named: Mapping[str, int]) -> None:
         """`num_named`: how many of the pictures have each stem."""
         self._option, self._folders, self._num_named = option, folders, num_named
+        self._names_in = lru_cache(maxsize=16)(self._names)
         if option.startswith(S3):
             self._is_folder = PurePosixPath(option).suffix.lower() not in PICTURE_SUFFIXES
         else:
@@ -47,11 +49,15 @@ class Masks:
             )
         return mask
 
-    def _among(self, folder: str, image: str) -> str | None:
+    def _names(self, folder: str) -> frozenset[str]:
+        """Of the files in a folder; none where there is no such folder."""
         try:
-            files = set(self._folders.list(folder).files)
+            return frozenset(self._folders.list(folder).files)
         except UnreadableInput:
-            return None
+            return frozenset()
+
+    def _among(self, folder: str, image: str) -> str | None:
+        files = self._names_in(folder)
         for names in mask_names(PurePosixPath(image).name, beside=_same(folder, os.path.dirname(image) or ".")):
             paths = [f"{folder.rstrip('/')}/{name}" for name in names if name in files]
             found = [path for path in paths if not _same(path, image)]

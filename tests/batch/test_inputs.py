@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from engine.batch.inputs import Item, find_inputs
+from engine.batch.listing import Listing
 from engine.errors import MaskUnavailable, PlanError, UnreadableInput
 from engine.geometry import Size
 from engine.receipt import SCHEMA
@@ -236,7 +237,7 @@ def test_the_same_place_in_two_sources_is_refused_and_a_picture_given_twice_is_o
 
 @pytest.mark.timeout(10)
 def test_links_in_circles_come_to_an_end_and_every_folder_is_searched_once(tmp_path):
-    make(tmp_path, "in/real/a.png", "in/b.png", "far/x/c.png")
+    make(tmp_path, "in/real/a.png", "in/b.png", "far/x/c.png", "other/d.png")
     for link, target in {
         "in/again": "in/real",
         "in/real/up": "in",
@@ -350,13 +351,25 @@ def test_many_pictures_cost_little_more_than_their_paths(tmp_path):
 
 def test_masks_are_looked_up_in_listings_not_one_by_one(tmp_path, monkeypatch):
     make(tmp_path, *(f"in/{i % 3}/p{i}.png" for i in range(60)), *(f"m/{i % 3}/p{i}.png" for i in range(60)))
-    listed = []
+    listed, read = [], []
     scandir = os.scandir
+
+    class Counted(tuple):
+        def __iter__(self):
+            read.append(len(self))
+            return super().__iter__()
+
+    def counted(*parts):
+        files, *others = parts
+        return Listing(Counted(files), *others)
+
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
+    monkeypatch.setattr("engine.batch.listing.Listing", counted)
     found = masks(tmp_path / "in", mask=tmp_path / "m")
     assert all(mask == f"{tmp_path}/m/{name}.png" for name, mask in found.items())
     assert len(found) == 60
     assert len(listed) <= 8
+    assert sum(read) <= 4 * 60
 
 
 def test_shuffled_folders_give_the_same(tmp_path, monkeypatch):
