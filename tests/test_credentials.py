@@ -212,6 +212,7 @@ def test_a_key_as_openssl_writes_it_signs_too_and_an_earlier_manifest_is_replace
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_memory_does_not_grow_with_the_file(tmp_path):
     output, files = make_output(tmp_path, "tiff"), identity(tmp_path)
     with output.open("r+b") as stream:
