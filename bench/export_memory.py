@@ -15,6 +15,7 @@ import numpy as np
 import tifffile
 
 from engine.geometry import Box, Size
+from engine.memory import process_memory
 from engine.metadata import Metadata
 from engine.tiling.export import TIFF_COMPRESSIONS, export
 
@@ -30,9 +31,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="engine-export-") as name:
         path = Path(name, "picture.tif")
         write(path, 1024, options.compression)
-        before, started = resident_bytes("VmRSS"), time.monotonic()
+        before, started = process_memory("VmRSS"), time.monotonic()
         write(path, options.side, options.compression)
-        seconds, added = time.monotonic() - started, resident_bytes("VmHWM") - before
+        seconds, added = time.monotonic() - started, process_memory("VmHWM") - before
         with tifffile.TiffFile(path) as file:
             last = file.pages[0].asarray()[-64:, -64:] if options.side <= 4096 else None
             levels = [level.shape for level in file.series[0].levels]
@@ -63,12 +64,6 @@ def synthetic(box: Box) -> np.ndarray:
     """A ramp with grain: codecs find something to do."""
     y, x = np.mgrid[box.y0 : box.y1, box.x0 : box.x1]
     return ((y // 64 + x // 64) % 192).astype(np.uint8)[..., None] + GRAIN[y % 512, x % 512]
-
-
-def resident_bytes(kind: str) -> int:
-    """VmRSS (now) or VmHWM (the most so far) of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(kind)).split()[1])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What a person or a program sees while pictures are restored: progress on stderr, results on stdout."""
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from engine.batch.work import DONE, Outcome, codes
 from engine.errors import EXIT_FAILED, EXIT_REFUSED, PlanError, printable
 from engine.image import ImageInfo
+from engine.memory import process_memory
 from engine.models.card import Card
 from engine.planning import halo_cost, network_operations
 from engine.render import Tiling
@@ -138,7 +138,7 @@ def _line(outcome: Outcome) -> dict[str, object]:
         "plan_id": outcome.plan_id,
         "seconds": round(outcome.seconds, 3),
         "attempts": outcome.attempts,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": process_memory("VmHWM"),
         "shards_total": outcome.shards_total,
         "shards_done": outcome.shards_done,
         "shards_reused": outcome.shards_reused,

@@ -12,10 +12,11 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import pyvips
+
+from engine.memory import process_memory
 
 REQUEST = struct.Struct("<QdQ")
 """Length of the pickle that follows, in bytes; `Limits.timeout_s`; `Limits.memory_bytes`."""
@@ -139,11 +140,9 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _limit_memory(memory_bytes: int) -> None:
+def _limit_memory(limit_bytes: int) -> None:
     """Linux counts private writable memory for RLIMIT_DATA; elsewhere nothing does, and there is no limit."""
-    with suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        found = re.search(r"VmData:\s+(\d+) kB", status)
-        if found is not None:
-            most = int(found[1]) * 1024 + memory_bytes
-            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    used = process_memory("VmData")
+    if used is not None:
+        with suppress(ValueError):  # the limit that is set already is stricter
+            resource.setrlimit(resource.RLIMIT_DATA, (used + limit_bytes, used + limit_bytes))

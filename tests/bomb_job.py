@@ -15,6 +15,7 @@ import tifffile
 
 from engine.errors import EngineError
 from engine.image import probe
+from engine.memory import process_memory
 
 _STARTING = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.fork", "os.spawn")
 started: list[str] = []
@@ -30,11 +31,6 @@ def _decoder(*_: object, **__: object) -> NoReturn:
     raise AssertionError("a decoder was started")
 
 
-def _peak_kib() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-
 def main(folder: Path) -> None:
     warm = folder / "warm.png"
     probe(warm)  # the libraries' own first use
@@ -45,7 +41,7 @@ def main(folder: Path) -> None:
     tifffile.TiffFile = _decoder
     sys.addaudithook(_watch)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: getrusage's is inherited and never falls
-    before = _peak_kib()
+    before = process_memory("VmHWM")
     found: dict[str, tuple[str, str, float]] = {}
     for path in sorted(folder.iterdir()):
         begun = time.process_time()
@@ -56,8 +52,8 @@ def main(folder: Path) -> None:
         except Exception as error:
             code, said = "untyped", repr(error)
         found[path.name] = (code, said, time.process_time() - begun)
-    grown_kib = _peak_kib() - before
-    sys.stdout.write(json.dumps({"found": found, "started": started, "grown_kib": grown_kib}) + "\n")
+    grown_bytes = process_memory("VmHWM") - before
+    sys.stdout.write(json.dumps({"found": found, "started": started, "grown_bytes": grown_bytes}) + "\n")
 
 
 if __name__ == "__main__":

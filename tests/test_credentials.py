@@ -221,13 +221,14 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     record = document() | {"outputs": {"tiff": {"name": output.name, "sha256": digest}}}
     program = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from engine.credentials import check_credentials, write_credentials
+from engine.memory import process_memory
 output, certificates, key = map(Path, sys.argv[1:4])
 write_credentials(output, json.loads(sys.argv[4]), certificates=certificates, key=key)
 assert check_credentials(output) == []
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+print(process_memory("VmHWM") >> 20)
 """
     arguments = [output, files["certificates"], files["key"], json.dumps(record)]
     run = subprocess.run([sys.executable, "-c", program, *arguments], check=True, capture_output=True, text=True)
