@@ -22,7 +22,6 @@ from engine.geometry import Box
 from engine.metadata import Metadata
 from engine.store import (
     Digest,
-    DurableStore,
     FileLock,
     digest_of,
     fsync_folder,
@@ -34,6 +33,7 @@ from engine.store import (
     storage_errors,
     write_atomic,
 )
+from engine.tiling.durable import DurableStore
 from engine.tiling.grid import Grid, ShardKey
 from engine.tiling.layout import PlaneArray, lay_out, object_key, open_arrays
 from engine.tiling.ledger import Ledger, Record

@@ -11,7 +11,7 @@ from zarr.storage import MemoryStore
 
 from engine.errors import StorageError, UnsupportedInput
 from engine.metadata import Metadata
-from engine.store import DurableStore
+from engine.tiling.durable import DurableStore
 from engine.tiling.plan import Plan
 
 PlaneArray: TypeAlias = "zarr.Array[Any]"

@@ -17,8 +17,8 @@ from engine import exif, vips
 from engine.errors import OutputUnsupported, StorageError
 from engine.geometry import Size
 from engine.metadata import Metadata, iptc_resource, read_metadata
-from engine.store import DurableStore
 from engine.tiling import tiff_export
+from engine.tiling.durable import DurableStore
 from engine.tiling.export import SUFFIX, check_format, export
 from engine.tiling.grid import Grid
 from engine.tiling.layout import lay_out, stored_metadata
