@@ -8,7 +8,8 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -170,7 +171,7 @@ class Prefix:
     def put(self, key: str, data: bytes | memoryview) -> None:
         at = self._at(key)
         hit("put")
-        self._request(at, "written", lambda store: store.put(at.path, data, use_multipart=False))
+        self._request(key, "written", lambda store: store.put(at.path, data, use_multipart=False))
         hit("put")
 
     def create(self, key: str, data: bytes | memoryview) -> bool:
@@ -186,7 +187,7 @@ class Prefix:
         num_bytes = file.stat().st_size
         hit("upload")
         self._request(
-            at,
+            key,
             "written",
             lambda store: store.put(
                 at.path,
@@ -212,14 +213,14 @@ class Prefix:
             return bytes(found.bytes()), found.meta["e_tag"] or ""
 
         try:
-            return self._request(at, "read", read)
+            return self._request(key, "read", read)
         except FileNotFoundError:
             return None
 
     def size(self, key: str) -> int | None:
         at = self._at(key)
         try:
-            return self._request(at, "read", lambda store: store.head(at.path)["size"])
+            return self._request(key, "read", lambda store: store.head(at.path)["size"])
         except FileNotFoundError:
             return None
 
@@ -234,7 +235,7 @@ class Prefix:
                 num_bytes += len(piece)
 
         try:
-            self._request(at, "read", read)
+            self._request(key, "read", read)
         except FileNotFoundError:
             raise StorageError(f"{at}: there is no such object; run the same command again") from None
         return Digest(sha256.hexdigest(), num_bytes)
@@ -248,8 +249,8 @@ class Prefix:
         def listed(store: "S3Store") -> "Iterator[Sequence[ObjectMeta]]":
             return iter(store.list(self.path or None, chunk_size=1000))  # pyright: ignore[reportUnknownMemberType]
 
-        pages = self._request(self, "listed", listed)
-        while page := self._request(self, "listed", lambda _: next(pages, None)):
+        pages = self._request("", "listed", listed)
+        while page := self._request("", "listed", lambda _: next(pages, None)):
             for found in page:
                 key = found["path"].removeprefix(f"{self.path}/") if self.path else found["path"]
                 yield Entry(key, found["size"], found["last_modified"])
@@ -263,12 +264,12 @@ class Prefix:
                 for piece in found.stream():
                     stream.write(piece)
 
-        self._request(self, "read", read)
+        self._request("", "read", read)
 
     def delete(self, key: str) -> None:
         at = self._at(key)
         try:
-            self._request(at, "deleted", lambda store: store.delete(at.path))
+            self._request(key, "deleted", lambda store: store.delete(at.path))
         except StorageReadOnly:
             raise
         except StorageError:
@@ -285,7 +286,7 @@ class Prefix:
             hit("create")
             lost: StorageError | None = None
             try:
-                self._request(at, "written", lambda store: store.put(at.path, data, mode=mode))
+                self._request(key, "written", lambda store: store.put(at.path, data, mode=mode))
                 hit("create")
                 return True
             except _conflicts():
@@ -305,13 +306,17 @@ class Prefix:
             time.sleep(random.uniform(0, 0.1 * 2**attempt))
         raise AssertionError
 
-    def _request(self, at: "Prefix", done: str, send: "Callable[[S3Store], T]") -> T:
-        """One request; FileNotFoundError where the object is not there, all other failures as typed errors."""
+    @contextmanager
+    def typed_errors(self, key: str, done: str) -> Generator[None]:
+        """Around a request that another library makes for the object `key`, to have it `done`.
+
+        FileNotFoundError where it is not there, all other failures as typed errors.
+        """
         from obstore import exceptions
 
-        started = time.monotonic()
+        at, started = self._at(key), time.monotonic()
         try:
-            return send(self.client)
+            yield
         except _conflicts():
             raise
         except FileNotFoundError as error:
@@ -328,6 +333,10 @@ class Prefix:
                 f"{MAX_RETRIES} retries within {RETRY_TIMEOUT_S} s are the most ({_cause(error)}); check the network "
                 "and the store, then run the same command again: finished parts are kept"
             ) from error
+
+    def _request(self, key: str, done: str, send: "Callable[[S3Store], T]") -> T:
+        with self.typed_errors(key, done):
+            return send(self.client)
 
 
 Place: TypeAlias = Path | Prefix

@@ -18,6 +18,7 @@ from engine.errors import StorageError
 from engine.generated_map import Generated, restored_region
 from engine.image import ImageInfo
 from engine.models.card import Card
+from engine.objects import Place, objects_at
 from engine.store import digest_of
 from engine.tiling.canvas import ledger_folder, stored_plan
 from engine.tiling.layout import object_key
@@ -53,14 +54,20 @@ def fixity_of(path: Path, *, name: str | None = None) -> Fixity:
         return Fixity(name, digest.sha256, digest.num_bytes)
     plan = stored_plan(path)
     if plan is None:
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return _merkle(name, "folder", ((file.relative_to(path).as_posix(), *_digest(file)) for file in files))
+        return folder_fixity(path, name=name)
     keys = plan.grid.all_keys()
     stored = ((key.name, *_digest(path / object_key(key.level, key.iy, key.ix))) for key in keys)
     return _merkle(name, "shards", stored)
 
 
-def recorded_fixity(canvas: Path, *, name: str | None = None) -> Fixity:
+def folder_fixity(root: Place, *, name: str) -> Fixity:
+    """Of all objects below a folder or a prefix."""
+    objects = objects_at(root)
+    digests = ((key, objects.digest(key)) for key in objects.keys())  # noqa: SIM118  no mapping
+    return _merkle(name, "folder", ((key, digest.sha256, digest.num_bytes) for key, digest in digests))
+
+
+def recorded_fixity(canvas: Place, *, name: str | None = None) -> Fixity:
     """As `fixity_of` for a canvas, by the records of its ledger: no shard is read. Raises StorageError without them."""
     plan = stored_plan(canvas)
     if plan is None:
