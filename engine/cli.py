@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import sys
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -85,11 +86,26 @@ def _parse_box(text: str) -> Box:
     return Box(y, x, y + h, x + w)
 
 
+def _parse_local(text: str) -> Path:
+    """A folder of this machine; what needs one says so, instead of looking for a folder called `s3:`."""
+    if text.startswith("s3://"):
+        raise typer.BadParameter(f"{text} is on an object store; copy the outputs to a folder first")
+    return Path(text)
+
+
 Inputs = Annotated[
     list[Path],
     typer.Argument(help="Pictures (PNG, JPEG, TIFF, WebP, JPEG 2000, OME-Zarr) or folders.", show_default=False),
 ]
-Out = Annotated[Path, typer.Option("--out", help="Folder for the outputs; made where it is missing.")]
+Out = Annotated[
+    str,
+    typer.Option(
+        "--out", help="For the outputs; a folder is made where it is missing.", metavar="DIR|s3://BUCKET/PREFIX"
+    ),
+]
+LocalFolder = Annotated[
+    Path, typer.Argument(help="Folder of finished outputs.", parser=_parse_local, metavar="DIR", show_default=False)
+]
 MaskOption = Annotated[
     str,
     typer.Option("--mask", help="Mask file (non-zero = missing), a folder of masks, or none.", metavar="FILE|DIR|none"),
@@ -151,20 +167,24 @@ def restore(
 ) -> None:
     """Fill the holes of pictures and raise their detail."""
     from engine.console import Console, exit_code, find_pictures
+    from engine.objects import Prefix, place
     from engine.restoration import Job, Restorer
 
     with _typed_errors():
         request = dataclasses.replace(
             _request(scale, long_side, box, precision, max_memory), page=page, strip_metadata=strip_metadata
         )
-        pictures = find_pictures(inputs, out)
+        where = place(out)
+        folder = where if isinstance(where, Path) else Path(tempfile.gettempdir())
+        remote = where if isinstance(where, Prefix) else None
+        pictures = find_pictures(inputs, None if remote else folder)
         restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
     wanted = tuple(dict.fromkeys(item.value for item in formats))
     with Console(num_pictures=len(pictures), as_json=as_json) as console:
         console.say(f"model {restorer.checkpoint.card.name}, degradation {restorer.checkpoint.card.degradation}")
         ends = [
             console.run(
-                Job(path, None, out, name, wanted, replace, max_pixels, tiff_compression.value),
+                Job(path, None, folder, name, wanted, replace, max_pixels, tiff_compression.value, remote),
                 mask,
                 request=request,
                 restorer=restorer,
@@ -209,35 +229,56 @@ def plan(
 
 @app.command()
 def export(
-    canvas: Annotated[Path, typer.Argument(help="A finished .zarr.", show_default=False)],
+    canvas: Annotated[
+        str, typer.Argument(help="A finished .zarr, or the URL of a receipt (s3://…/NAME.json).", show_default=False)
+    ],
     formats: Annotated[list[Format], typer.Option("--format", help="May be given more than once.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder; beside the canvas where it is not given.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Folder; beside the canvas where it is not given.", parser=_parse_local, metavar="DIR"
+        ),
+    ] = None,
     tiff_compression: TiffCompression = Compression.DEFLATE,
     replace: Replace = False,
 ) -> None:
     """Write a finished canvas in another format."""
+    from engine.objects import Prefix, place
     from engine.restoration import export_finished
 
     wanted = tuple(dict.fromkeys(item.value for item in formats))
     if Format.OME_ZARR.value in wanted:
         raise typer.BadParameter("a canvas is OME-Zarr already; choose another", param_hint="--format")
     with _typed_errors():
+        source = place(canvas)
+        if isinstance(source, Prefix) and out is None:
+            raise typer.BadParameter("a folder is needed for what comes from an object store", param_hint="--out")
         for path in export_finished(
-            canvas, out=out or canvas.parent, formats=wanted, tiff_compression=tiff_compression.value, replace=replace
+            source,
+            out=out or Path(canvas).parent,
+            formats=wanted,
+            tiff_compression=tiff_compression.value,
+            replace=replace,
         ):
             typer.echo(path)
 
 
 @app.command()
 def verify(
-    paths: Annotated[list[Path], typer.Argument(help="Folders of outputs, canvases or receipts.", show_default=False)],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders of outputs, canvases or receipts; s3://… prefixes or receipts.", show_default=False
+        ),
+    ],
 ) -> None:
     """Read every stored byte again; what is damaged is struck, and the next `restore` makes it anew."""
+    from engine.objects import place
     from engine.upkeep import verify_outputs
 
     bad = 0
     with _typed_errors():
-        for verdict in verify_outputs(paths):
+        for verdict in verify_outputs([place(path) for path in paths]):
             bad += not verdict.intact
             note = f" ({verdict.note})" if verdict.note else ""
             typer.echo(f"{verdict.path}: {'intact' if verdict.intact else 'damaged'}{note}")
@@ -248,7 +289,7 @@ def verify(
 
 @app.command()
 def sign(
-    out: Annotated[Path, typer.Argument(help="Folder of finished outputs.", show_default=False)],
+    out: LocalFolder,
     certificates: Annotated[
         Path, typer.Option("--certificate", help="PEM: the signer's certificate, then its intermediates.")
     ],
@@ -264,7 +305,7 @@ def sign(
 
 @app.command()
 def bag(
-    out: Annotated[Path, typer.Argument(help="Folder of finished outputs.", show_default=False)],
+    out: LocalFolder,
     folder: Annotated[Path, typer.Argument(metavar="BAG", help="The bag to make.", show_default=False)],
     organization: Annotated[str | None, typer.Option("--organization", help="Source-Organization of the bag.")] = None,
 ) -> None:
@@ -278,16 +319,22 @@ def bag(
 
 @app.command()
 def clean(
-    out: Annotated[Path, typer.Argument(help="Folder of outputs.", show_default=False)],
+    out: Annotated[str, typer.Argument(help="Folder of outputs, or s3://BUCKET/PREFIX.", show_default=False)],
     yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
 ) -> None:
     """List what killed runs left behind; with --yes, remove it."""
-    from engine.leftovers import clean as remove
-    from engine.leftovers import stale
+    from engine import leftovers, remote
+    from engine.objects import Prefix, place
 
     with _typed_errors():
-        found = stale(out)
-        for leftover in remove(found) if yes else found:
+        where = place(out)
+        if isinstance(where, Prefix):
+            unnamed = remote.stale(where)
+            listed = remote.clean(where, unnamed) if yes else unnamed
+        else:
+            stale = leftovers.stale(where)
+            listed = leftovers.clean(stale) if yes else stale
+        for leftover in listed:
             typer.echo(f"{leftover.path}: {leftover.sort}, {leftover.num_bytes:,} bytes{', removed' if yes else ''}")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine import generated_map
 from engine.errors import OutputExists
+from engine.objects import Place, Prefix
 from engine.provenance import fixity_of, recorded_fixity
 from engine.store import FileLock, storage_errors, write_atomic
 from engine.tiling.canvas import stored_plan
@@ -40,6 +41,8 @@ class Job:
     max_pixels: int = 1 << 30
     """Refused above this many input pixels."""
     tiff_compression: str = "deflate"
+    remote: Prefix | None = None
+    """Where the outputs go instead, on an object store: then `out` is for temporary files only."""
 
     @property
     def targets(self) -> dict[str, Path]:
@@ -55,7 +58,7 @@ class Receipt:
     """What became of one picture."""
 
     plan_id: str
-    outputs: tuple[Path, ...]
+    outputs: tuple[Place, ...]
     seconds: float
     shards_total: int
     shards_done: int
@@ -77,9 +80,14 @@ def receipt_copy(canvas: Path) -> Path:
 def read_receipt(path: Path) -> dict[str, Any] | None:
     """The receipt in a file; None where there is none of ours, or one that is damaged."""
     try:
-        found = unseal(path.read_bytes())
+        return parse_receipt(path.read_bytes())
     except OSError:
         return None
+
+
+def parse_receipt(text: bytes) -> dict[str, Any] | None:
+    """As `read_receipt`, of the text of one."""
+    found = unseal(text)
     if found is None or found.get("schema") != SCHEMA:
         return None
     names = [made["name"] for made in found["outputs"].values()]
@@ -106,19 +114,24 @@ def write_receipt(plan: Plan, targets: dict[str, Path], job: Job, facts: Mapping
     `facts` are those of `engine.provenance.describe`.
     """
     outputs = {name: _entry(name, path, plan, job) for name, path in targets.items()}
+    store_receipt(job.out, job.name, receipt_of(plan, outputs, facts, _receipt(job)))
+
+
+def receipt_of(
+    plan: Plan, outputs: Mapping[str, object], facts: Mapping[str, object], before: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The receipt to store where `before` is. Of the same plan, what it names stays: a repair makes nothing new."""
     finished = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    before = _receipt(job)
-    if before.get("plan_id") == plan.plan_id:  # formats asked for earlier stay finished; a repair makes nothing new
+    if before is not None and before.get("plan_id") == plan.plan_id:
         outputs, finished = before["outputs"] | outputs, before["finished"]
-    receipt = {
+    return {
         "schema": SCHEMA,
         **facts,
         "plan_id": plan.plan_id,
         "plan": plan.to_json(),
-        "outputs": outputs,
+        "outputs": dict(outputs),
         "finished": finished,
     }
-    store_receipt(job.out, job.name, receipt)
 
 
 def store_receipt(out: Path, name: str, receipt: dict[str, Any]) -> None:

@@ -5,15 +5,18 @@ Nothing is written before the plan holds, and nothing has its final name before 
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import InputError, OutputExists
+from engine import remote
+from engine.errors import InputError, OutputExists, StorageError
 from engine.generated_map import GENERATED, Generated, restored_region, write_generated_map
 from engine.geometry import Box, Size
 from engine.guide import make_guide
@@ -23,6 +26,7 @@ from engine.mask import Mask, array_mask, find_mask, no_mask
 from engine.metadata import Metadata
 from engine.models.checkpoint import for_degradation, load
 from engine.models.runner import TorchRunner
+from engine.objects import Place, Prefix, local_copy, place
 from engine.planning import (
     Request,
     drawing_order,
@@ -50,13 +54,14 @@ from engine.render import Renderer, Tiling
 from engine.resample import resample_area
 from engine.residual import aggregate
 from engine.store import digest_of, make_folders, storage_errors
-from engine.tiling.canvas import Canvas
+from engine.tiling.canvas import AnyCanvas, Canvas
 from engine.tiling.execute import ShardEnd, run
 from engine.tiling.export import SUFFIX, check_format, export
 from engine.tiling.grid import ShardKey
 from engine.tiling.layout import stored_metadata
-from engine.tiling.plan import Plan, validate
+from engine.tiling.plan import Plan, canvas_bytes, validate
 from engine.tiling.pyramid import HalveShard
+from engine.tiling.remote_canvas import RemoteCanvas
 
 MAX_DRAWN_PIXELS = 1 << 24
 """Drawn at once where the output is smaller than what it is drawn from."""
@@ -101,6 +106,10 @@ class Restorer:
         """Restore, or resume, or find finished; raises an EngineError that says what stood in the way."""
         started = time.monotonic()
         plan, tiling, info = self.plan(job, request)
+        if job.remote is not None:
+            outputs, done, reused = self._make_remote(plan, job, job.remote, request, info, tiling, progress)
+            seconds = time.monotonic() - started
+            return Receipt(plan.plan_id, outputs, seconds, plan.grid.num_shards, done, reused, _notes(info))
         done = reused = plan.grid.num_shards
         if not is_finished(plan, job.targets, job):
             refuse_taken(plan, job.targets, job)
@@ -114,11 +123,9 @@ class Restorer:
             else:
                 validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
                 done, reused = self._make(plan, job, request, info, tiling, progress)
-        notes = tuple(f"left out: {what}" for what in info.metadata.left_out)
-        if info.converted is not None:
-            notes = (f"converted: {info.converted}", *notes)
         seconds = time.monotonic() - started
-        return Receipt(plan.plan_id, tuple(job.targets.values()), seconds, plan.grid.num_shards, done, reused, notes)
+        outputs = tuple(job.targets.values())
+        return Receipt(plan.plan_id, outputs, seconds, plan.grid.num_shards, done, reused, _notes(info))
 
     def _make(
         self, plan: Plan, job: Job, request: Request, info: ImageInfo, tiling: Tiling, progress: Progress | None
@@ -126,15 +133,10 @@ class Restorer:
         """Shards, exports, receipt, final name, in this order; (shards done, of these reused)."""
         with storage_errors(job.out):
             make_folders(job.out)
-        done = reused = 0
         with Canvas.open(plan, job.out, metadata=carried(info, request)) as canvas:
             tidy(job, job.targets)
             work = _Work(self, canvas, job, request, info, tiling)
-            for end in run(canvas, drawing_order(plan, tiling), work):
-                done += 1
-                reused += end.reused
-                if progress is not None:
-                    progress(end, plan)
+            done, reused = work.run(progress)
             announce(canvas.scratch, job.targets)
             self._finish(canvas, work)
             if keeps_canvas(plan, job.targets, job):
@@ -143,8 +145,50 @@ class Restorer:
                 canvas.discard()
         return done, reused
 
+    def _make_remote(
+        self,
+        plan: Plan,
+        job: Job,
+        out: Prefix,
+        request: Request,
+        info: ImageInfo,
+        tiling: Tiling,
+        progress: Progress | None,
+    ) -> tuple[tuple[Place, ...], int, int]:
+        """As `_make` on an object store: shards there, exports here and then there, at last the pointer to all."""
+        formats, total = tuple(job.targets), plan.grid.num_shards
+        if not remote.is_finished(out, plan, formats, tiff_compression=job.tiff_compression):
+            remote.refuse_taken(out, plan, replace=job.replace)
+            here = plan.projected_disk_bytes - canvas_bytes(plan.grid, plan.channels, plan.dtype)
+            validate(replace(plan, projected_disk_bytes=here), out=job.out, max_memory_bytes=request.max_memory_bytes)
+            with RemoteCanvas.open(plan, out, metadata=carried(info, request), scratch_in=job.out) as canvas:
+                local = replace(job, out=canvas.scratch / "outputs", remote=None)
+                work = _Work(self, canvas, local, request, info, tiling)
+                done, reused = work.run(progress)
+                facts = self._export(canvas, work)
+                files = {name: path for name, path in local.targets.items() if name != "ome-zarr"}
+                made = remote.publish(
+                    canvas,
+                    out,
+                    files,
+                    facts,
+                    keep_canvas="ome-zarr" in formats,
+                    tiff_compression=job.tiff_compression,
+                    replace=job.replace,
+                )
+            return tuple(made[name] for name in formats), done, reused
+        pointer = remote.read_pointer(out, plan.name)
+        if pointer is None or pointer.receipt is None:
+            raise StorageError(f"{out}/{plan.name}.json: is gone since it was read; run the same command again")
+        made = remote.places(out, pointer.receipt)
+        return tuple(made[name] for name in formats), total, total
+
     def _finish(self, canvas: Canvas, work: "_Work") -> None:
-        """All outputs but the canvas itself, each written once and given its name when complete; then the receipt."""
+        """All outputs but the canvas itself; then the receipt."""
+        write_receipt(canvas.plan, work.job.targets, work.job, self._export(canvas, work))
+
+    def _export(self, canvas: AnyCanvas, work: "_Work") -> dict[str, object]:
+        """All outputs but the canvas itself, each written once and given its name when complete; the facts of them."""
         job, plan = work.job, canvas.plan
         generated = Generated(0, restored_region(plan).size.num_pixels)
         for name, path in job.targets.items():
@@ -161,8 +205,7 @@ class Restorer:
                     metadata=carried(work.info, work.request),
                     tiff_compression=job.tiff_compression,
                 )
-        facts = describe(plan, self.checkpoint.card, work.info, mask=job.mask, generated=generated)
-        write_receipt(plan, job.targets, job, facts)
+        return describe(plan, self.checkpoint.card, work.info, mask=job.mask, generated=generated)
 
     def measured_rate(self) -> float:
         """Multiply-adds per second of the network here, from one small tile at x4."""
@@ -200,11 +243,22 @@ class _Work:
     """Draws shards of one picture; decodes and looks at it only when the first one is asked for."""
 
     def __init__(
-        self, restorer: Restorer, canvas: Canvas, job: Job, request: Request, info: ImageInfo, tiling: Tiling
+        self, restorer: Restorer, canvas: AnyCanvas, job: Job, request: Request, info: ImageInfo, tiling: Tiling
     ) -> None:
         self.job, self.request, self.info = job, request, info
         self._restorer, self._canvas, self._tiling = restorer, canvas, tiling
         self._halve = HalveShard(canvas)
+
+    def run(self, progress: Progress | None) -> tuple[int, int]:
+        """Makes all shards; (shards done, of these reused)."""
+        plan = self._canvas.plan
+        done = reused = 0
+        for end in run(self._canvas, drawing_order(plan, self._tiling), self):
+            done += 1
+            reused += end.reused
+            if progress is not None:
+                progress(end, plan)
+        return done, reused
 
     def __call__(self, key: ShardKey) -> Pixels:
         if key.level > 0:
@@ -246,14 +300,25 @@ def _draw(renderer: Renderer, plan: Plan, request: Request, size: Size, box: Box
     return resample_area(renderer.draw(drawn), have, box, source=enlarged, target=plan.size)
 
 
+def _notes(info: ImageInfo) -> tuple[str, ...]:
+    """What of the input is not in the outputs as it was."""
+    left_out = tuple(f"left out: {what}" for what in info.metadata.left_out)
+    return left_out if info.converted is None else (f"converted: {info.converted}", *left_out)
+
+
 def export_finished(
-    canvas: Path, *, out: Path, formats: Sequence[str], tiff_compression: str = "deflate", replace: bool = False
+    canvas: Place, *, out: Path, formats: Sequence[str], tiff_compression: str = "deflate", replace: bool = False
 ) -> list[Path]:
     """Write a finished canvas in more formats, as `out/<its name><suffix>`; the canvas stays as it is.
 
+    canvas: a folder, or the URL of the receipt on an object store that names it.
     Raises OutputExists for a file that is there already and is not to be replaced, and what `export` raises.
     """
-    source = Canvas.load(canvas)
+    if isinstance(canvas, Prefix):
+        canvas = remote.published_canvas(canvas)
+        source: AnyCanvas = RemoteCanvas.load(canvas)
+    else:
+        source = Canvas.load(canvas)
     made: list[Path] = []
     for name in formats:
         path = out / f"{source.plan.name}{SUFFIX[name]}"
@@ -295,17 +360,22 @@ def restore(
     max_memory_bytes: int | None = None,
     replace: bool = False,
 ) -> Receipt:
-    """Restore one picture into the folder `out`.
+    """Restore one picture into the folder, or below the ``s3://`` URL, `out`.
 
-    image, mask: files; any non-zero mask pixel is missing. scale: 1, 2, 4, 8 or 16; long_side: output pixels, in its
-    place. box: (y, x, h, w) in input pixels. Raises an EngineError with both numbers and the remedy.
+    image, mask: files or URLs; any non-zero mask pixel is missing. scale: 1, 2, 4, 8 or 16; long_side: output pixels,
+    in its place. box: (y, x, h, w) in input pixels. Raises an EngineError with both numbers and the remedy.
     """
-    path = Path(image)
     region = None if box is None else Box(box[0], box[1], box[0] + box[2], box[1] + box[3])
     request = Request(
         scale=scale, long_side_px=long_side, box=region, precision=precision, max_memory_bytes=max_memory_bytes
     )
     restorer = Restorer(model=model, degradation=degradation, precision=precision)
-    found = None if mask is None else find_mask(Path(mask), image=path)
-    job = Job(path, found, Path(out), path.stem, tuple(formats), replace)
-    return restorer.restore(job, request)
+    where = place(str(out))
+    with tempfile.TemporaryDirectory(prefix="engine-") as fetched:
+        path = local_copy(str(image), Path(fetched, "image"))
+        found = None if mask is None else find_mask(local_copy(str(mask), Path(fetched, "mask")), image=path)
+        if isinstance(where, Path):
+            job = Job(path, found, where, path.stem, tuple(formats), replace)
+        else:
+            job = Job(path, found, Path(fetched), path.stem, tuple(formats), replace, remote=where)
+        return restorer.restore(job, request)

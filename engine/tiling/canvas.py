@@ -166,7 +166,7 @@ class AnyCanvas(ABC):
 
     def _is_intact(self, key: ShardKey) -> bool:
         record = self._ledger.get(key)
-        if record is None or not self.is_done(key):
+        if record is None or self._objects.size(_object_of(key)) != record.num_bytes:
             return False
         return self._objects.digest(_object_of(key)) == Digest(record.sha256, record.num_bytes)
 
