@@ -85,6 +85,16 @@ def is_finished(out: Prefix, plan: Plan, formats: Iterable[str], *, tiff_compres
     )
 
 
+def keeps_canvas(out: Prefix, plan: Plan, formats: Iterable[str]) -> bool:
+    """Whether the canvas is an output, of this run or of an earlier one of the same plan, and not only a step."""
+    if CANVAS in formats:
+        return True
+    pointer = read_pointer(out, plan.name)
+    if pointer is None or pointer.receipt is None or not pointer.is_of(plan.plan_id):
+        return False
+    return CANVAS in pointer.receipt["outputs"]
+
+
 def refuse_taken(out: Prefix, plan: Plan, *, replace: bool) -> None:
     """Refuses to take the name of what another plan or another program has published."""
     _refuse(read_pointer(out, plan.name), out, plan, replace=replace)
@@ -102,8 +112,8 @@ def publish(
 ) -> dict[str, Prefix]:
     """Uploads local files, by their formats, checks every shard, and then stores the pointer to all; where they are.
 
-    keep_canvas: whether the canvas is an output, too. It stays one where an earlier run of this plan made it one.
-    Raises OutputExists as `refuse_taken`, StorageError for shards that are missing or damaged.
+    keep_canvas: whether the canvas is an output, too; else it is discarded. Raises OutputExists as `refuse_taken`,
+    StorageError for shards that are missing or damaged.
     """
     plan = canvas.plan
     root = plan_prefix(out, plan.name, plan.plan_id)
@@ -117,7 +127,7 @@ def publish(
         pointer = read_pointer(out, plan.name)
         _refuse(pointer, out, plan, replace=replace)
         before = pointer.receipt if pointer is not None and pointer.is_of(plan.plan_id) else None
-        if keep_canvas or (before is not None and CANVAS in before["outputs"]):
+        if keep_canvas:
             canvas.verify(canvas.grid.all_keys())
             outputs[CANVAS] = recorded_fixity(canvas.root).to_json()
         told = {**facts, "prefix": f"{plan.name}/{plan.plan_id}"}
@@ -127,7 +137,7 @@ def publish(
             _pointer_key(plan.name), seal(receipt), over=None if pointer is None else pointer.tag
         ):
             hit("publish")
-            if CANVAS not in outputs:
+            if not keep_canvas:
                 canvas.discard()
             return places(out, receipt)
     raise OutputBusy(f"{out}/{plan.name}.json: changed {_MOST_CONFLICTS} times meanwhile; wait for the other writer")

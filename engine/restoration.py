@@ -161,7 +161,8 @@ class Restorer:
             remote.refuse_taken(out, plan, replace=job.replace)
             here = plan.projected_disk_bytes - canvas_bytes(plan.grid, plan.channels, plan.dtype)
             validate(replace(plan, projected_disk_bytes=here), out=job.out, max_memory_bytes=request.max_memory_bytes)
-            with RemoteCanvas.open(plan, out, metadata=carried(info, request), scratch_in=job.out) as canvas:
+            kept, metadata = remote.keeps_canvas(out, plan, formats), carried(info, request)
+            with RemoteCanvas.open(plan, out, metadata=metadata, kept=kept, scratch_in=job.out) as canvas:
                 local = replace(job, out=canvas.scratch / "outputs", remote=None)
                 work = _Work(self, canvas, local, request, info, tiling)
                 done, reused = work.run(progress)
@@ -172,7 +173,7 @@ class Restorer:
                     out,
                     files,
                     facts,
-                    keep_canvas="ome-zarr" in formats,
+                    keep_canvas=kept,
                     tiff_compression=job.tiff_compression,
                     replace=job.replace,
                 )

@@ -37,12 +37,22 @@ class RemoteCanvas(AnyCanvas):
         self._encoders = open_arrays(MemoryStore(self._encoded), plan, root=root)
 
     @classmethod
-    def open(cls, plan: Plan, out: Prefix, *, metadata: Metadata | None = None, scratch_in: Path | None = None) -> Self:
+    def open(
+        cls,
+        plan: Plan,
+        out: Prefix,
+        *,
+        metadata: Metadata | None = None,
+        kept: bool = True,
+        scratch_in: Path | None = None,
+    ) -> Self:
         """Starts the output of `plan` below `out`, or goes on with it, beside any others that do.
 
-        scratch_in: a local folder for temporary files; the system's own where it is not given.
+        kept: whether it is to be an output itself, and not only a step. One that is to be discarded lies elsewhere, or
+        a writer that needs no canvas would delete that of another which does. scratch_in: a local folder for temporary
+        files; the system's own where it is not given.
         """
-        root = canvas_prefix(out, plan.name, plan.plan_id)
+        root = canvas_prefix(out, plan.name, plan.plan_id, kept=kept)
         if stored_plan(root) is None or damaged_metadata(root):
             objects = {key: value.to_bytes() for key, value in described(plan, metadata).items()}
             for key in sorted(objects):
@@ -106,9 +116,9 @@ def plan_prefix(out: Prefix, name: str, plan_id: str) -> Prefix:
     return out / name / plan_id
 
 
-def canvas_prefix(out: Prefix, name: str, plan_id: str) -> Prefix:
+def canvas_prefix(out: Prefix, name: str, plan_id: str, *, kept: bool = True) -> Prefix:
     """Where the canvas of a plan is, finished or not."""
-    return plan_prefix(out, name, plan_id) / f"{name}.zarr"
+    return plan_prefix(out, name, plan_id) / (f"{name}.zarr" if kept else f"{name}.inprogress.zarr")
 
 
 class _Reader(ObjectStore[Any]):
