@@ -49,7 +49,7 @@ class Ledger:
 
     def get(self, key: ShardKey) -> Record | None:
         """The record of a shard; one that cannot be understood is deleted and counts as none."""
-        text = self._objects.get(_name(key))
+        text = self._text(key)
         if text is None:  # and stays alone: another writer may be creating it now
             return None
         record = self._parse(text, key)
@@ -59,7 +59,7 @@ class Ledger:
 
     def peek(self, key: ShardKey) -> Record | None:
         """As `get`, but nothing is deleted."""
-        text = self._objects.get(_name(key))
+        text = self._text(key)
         return None if text is None else self._parse(text, key)
 
     def strike(self, key: ShardKey) -> None:
@@ -80,6 +80,11 @@ class Ledger:
     def path(self, key: ShardKey) -> Place:
         """The place of a shard's record, which need not exist."""
         return self._folder / _name(key)
+
+    def _text(self, key: ShardKey) -> bytes | None:
+        with storage_errors(Path(str(self.path(key)))):
+            hit("read")
+        return self._objects.get(_name(key))
 
     def _parse(self, text: bytes, key: ShardKey) -> Record | None:
         data = unseal(text)

@@ -235,6 +235,21 @@ def delete(out: Prefix, part: str) -> None:
     out.delete(next(key for key in out.keys() if key.endswith(part)))  # noqa: SIM118
 
 
+def test_what_was_damaged_meanwhile_is_not_published(s3, prefix, run, local, monkeypatch):
+    monkeypatch.setattr(objects, "MAX_RETRIES", 1)
+    objects._client.cache_clear()
+    fault = s3.fail("busy", "PUT", r"a\.json", times=1000)
+    with pytest.raises(StorageError, match=r"a\.json"):
+        run(prefix, formats=("ome-zarr",))
+    s3.faults.remove(fault)
+    damage_shard(prefix)
+    with pytest.raises(StorageError, match="1 of .* shards are missing or damaged"):
+        run(prefix, formats=("ome-zarr",))
+    assert prefix.get("a.json") is None
+    run(prefix)
+    assert published(prefix) == local
+
+
 DAMAGES = {
     "shard 0/0.1": damage_shard,
     "shard 1/0.0": lambda out: delete(out, ".zarr/1/c/0/0/0"),
