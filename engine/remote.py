@@ -261,7 +261,8 @@ def _is_there(fmt: str, made: Mapping[str, Any], out: Prefix, plan: Plan, *, tif
         return False
     root = plan_prefix(out, plan.name, plan.plan_id)
     if fmt == CANVAS:
-        return stored_plan(root / _key(fmt, made)) == plan
+        stored = stored_plan(root / _key(fmt, made))
+        return stored is not None and stored.plan_id == plan.plan_id
     if made["digest_of"] == "folder":
         return next((root / _key(fmt, made)).keys(), None) is not None
     return root.size(_key(fmt, made)) == made["bytes"]
