@@ -316,8 +316,9 @@ def test_an_input_that_is_not_there_is_refused(prefix, run):
 
 
 @pytest.fixture(scope="module")
-def server(s3_server) -> Iterator[JobServer]:
+def server(s3_server, tmp_path_factory) -> Iterator[JobServer]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("scratch")))  # where a killed job leaves its folder
         for name, value in s3_server.environment.items():
             patch.setenv(name, value)
         with job_server(JOB) as server:
