@@ -16,10 +16,12 @@ from uuid import uuid4
 
 from engine import __version__
 from engine.errors import OutputBusy, OutputExists, UnreadableInput
+from engine.outputs import BATCH
 from engine.preservation import METS_SUFFIX, PREMIS_SUFFIX, mets_xml, premis_xml
 from engine.provenance import fixity_of
-from engine.receipt import read_receipt
-from engine.store import digest_of, fsync_folder, make_folders, storage_errors, write_atomic
+from engine.receipt import looks_like_receipt, plan_id_of, receipt_of
+from engine.store import Digest, digest_of, fsync_folder, make_folders, storage_errors, write_atomic
+from engine.tiling.canvas import damaged_metadata
 
 _UNFINISHED = (".inprogress.zarr", ".partial", ".replaced")
 
@@ -29,7 +31,7 @@ def make_bag(out: Path, bag: Path, *, information: Mapping[str, str] | None = No
 
     `information` goes into bag-info.txt, as `Source-Organization` (RFC 8493, 2.2.2). The bag may not lie in `out`.
     Raises OutputBusy where `out` holds unfinished work, OutputExists where `bag` is taken, UnreadableInput for a folder
-    without a file, or with a link, and StorageError.
+    without a file, with a link, or with an output that is not as its receipt says, and StorageError.
     """
     out, bag = out.absolute(), bag.absolute()
     if bag.resolve().is_relative_to(out.resolve()):
@@ -43,8 +45,9 @@ def make_bag(out: Path, bag: Path, *, information: Mapping[str, str] | None = No
             make_folders(partial)
             for name in names:
                 _link(out / name, partial / "data" / name)
-            names += _write_records(partial / "data", names)
-            _write_tags(partial, names, information or {})
+            digests = {Path(name): digest_of(partial / "data" / name) for name in names}
+            digests |= {name: digest_of(partial / "data" / name) for name in _write_records(partial / "data", digests)}
+            _write_tags(partial, digests, information or {})
             os.rename(partial, bag)
             fsync_folder(bag.parent)
         finally:
@@ -54,29 +57,56 @@ def make_bag(out: Path, bag: Path, *, information: Mapping[str, str] | None = No
     return bag
 
 
-def _write_records(data: Path, names: list[str]) -> list[str]:
+def _write_records(data: Path, digests: Mapping[Path, Digest]) -> list[Path]:
     """The PREMIS event and the METS document of every receipt in the payload; gives their names."""
-    written: list[str] = []
-    for name in names:
-        receipt = read_receipt(data / name) if name.endswith(".json") and "_engine" not in Path(name).parts else None
+    canvases = {path.parents[1] for path in digests if path.match("*.zarr/_engine/*")}
+    receipts = {path for path in digests if path.parent.name != "_engine" and looks_like_receipt(data / path)}
+    written: list[Path] = []
+    for path in sorted(receipts | {canvas.with_suffix(".json") for canvas in canvases}):
+        receipt = receipt_of(data / path.parent, path.stem)
         if receipt is None:
-            continue
-        premis, mets = (str(Path(name).with_suffix(suffix)) for suffix in (PREMIS_SUFFIX, METS_SUFFIX))
+            raise _damaged(path)
+        for made in receipt["outputs"].values():
+            if not _is_as_received(data, path.with_name(made["name"]), made, receipt["plan_id"], digests):
+                raise _damaged(path.with_name(made["name"]))
+            canvases.discard(path.with_name(made["name"]))
+        premis, mets = (path.with_suffix(suffix) for suffix in (PREMIS_SUFFIX, METS_SUFFIX))
         write_atomic(data / premis, premis_xml(receipt))
-        sidecars = {"json": fixity_of(data / name).to_json(), "premis": fixity_of(data / premis).to_json()}
+        sidecars = {"json": fixity_of(data / path).to_json(), "premis": fixity_of(data / premis).to_json()}
         write_atomic(data / mets, mets_xml(receipt, sidecars=sidecars))
         written += [premis, mets]
+    for canvas in canvases:  # its receipt names none
+        raise _damaged(canvas)
     return written
 
 
+def _is_as_received(
+    data: Path, path: Path, made: Mapping[str, object], plan_id: str, digests: Mapping[Path, Digest]
+) -> bool:
+    try:
+        found = fixity_of(data / path, digest=lambda file: digests[file.relative_to(data)])
+    except KeyError:
+        return False
+    if found.digest_of == "shards" and (plan_id_of(data / path) != plan_id or damaged_metadata(data / path)):
+        return False
+    return found.to_json().items() <= made.items()
+
+
+def _damaged(path: Path) -> UnreadableInput:
+    return UnreadableInput(
+        f"{path}: is damaged, missing, or not as its receipt says; run `engine verify`, then the command that made it"
+    )
+
+
 def _payload(out: Path) -> list[str]:
-    """Paths below a folder, sorted; what is no plain file, or not finished, is refused."""
+    """Paths below a folder, sorted, without those of a batch; what is no plain file, or not finished, is refused."""
     names: list[str] = []
     with storage_errors(out):
         for parent, folders, files in os.walk(out, onerror=_raise):
+            folders[:] = [name for name in folders if name != BATCH]
             for entry in (*folders, *files):
                 path = Path(parent, entry)
-                if entry.endswith(_UNFINISHED):
+                if entry.endswith(_UNFINISHED) or path.parts[-2:] == ("_engine", "scratch"):
                     raise OutputBusy(f"{path}: is not finished; run its command again, or `engine clean`, then bag")
                 if path.is_symlink() or not (path.is_file() or path.is_dir()):
                     raise UnreadableInput(f"{path}: a bag holds plain files only; replace the link by its target")
@@ -102,8 +132,7 @@ def _link(source: Path, target: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _write_tags(bag: Path, names: list[str], information: Mapping[str, str]) -> None:
-    digests = {f"data/{name}": digest_of(bag / "data" / name) for name in names}
+def _write_tags(bag: Path, digests: Mapping[Path, Digest], information: Mapping[str, str]) -> None:
     fields = {
         "Bag-Software-Agent": f"cra-srgan-engine {__version__}",
         "Bagging-Date": datetime.now(UTC).date().isoformat(),
@@ -113,7 +142,7 @@ def _write_tags(bag: Path, names: list[str], information: Mapping[str, str]) -> 
     tags = {
         "bagit.txt": b"BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n",
         "bag-info.txt": "".join(f"{name}: {_one_line(value)}\n" for name, value in fields.items()).encode(),
-        "manifest-sha256.txt": _manifest({name: digest.sha256 for name, digest in digests.items()}),
+        "manifest-sha256.txt": _manifest({f"data/{name}": digest.sha256 for name, digest in digests.items()}),
     }
     for name, text in tags.items():
         write_atomic(bag / name, text)
@@ -121,7 +150,10 @@ def _write_tags(bag: Path, names: list[str], information: Mapping[str, str]) -> 
 
 
 def _manifest(digests: Mapping[str, str]) -> bytes:
-    """RFC 8493, 2.1.3: line ends and the percent sign of a path are encoded, and nothing else."""
+    """RFC 8493, 2.1.3: line ends and the percent sign of a path are encoded, and nothing else.
+
+    bagit-python does not decode the percent sign: it calls a bag of such names incomplete.
+    """
     lines = [f"{sha256}  {_encoded(name)}\n" for name, sha256 in sorted(digests.items())]
     return "".join(lines).encode("utf-8", "surrogateescape")
 

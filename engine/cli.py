@@ -1,7 +1,9 @@
 """The command line: one verb per function, nothing else. Exit codes: 0 done, 2 usage, 3 some failed, 4 plan refused."""
 
-import dataclasses
+import errno
+import json
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Generator
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine import __version__
-from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, PlanError
+from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, PlanError, printable
 from engine.geometry import Box
 
 if TYPE_CHECKING:
@@ -94,8 +96,12 @@ def _parse_local(text: str) -> Path:
 
 
 Inputs = Annotated[
-    list[Path],
-    typer.Argument(help="Pictures (PNG, JPEG, TIFF, WebP, JPEG 2000, OME-Zarr) or folders.", show_default=False),
+    list[str],
+    typer.Argument(
+        help="Pictures (PNG, JPEG, TIFF, WebP, JPEG 2000, OME-Zarr), folders with all below them, quoted patterns "
+        "(** for sub-folders), lists (.txt, one path a line) or s3://bucket/prefix.",
+        show_default=False,
+    ),
 ]
 Out = Annotated[
     str,
@@ -163,41 +169,72 @@ def restore(
     strip_metadata: StripMetadata = False,
     tiff_compression: TiffCompression = Compression.DEFLATE,
     replace: Replace = False,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Processes on a Ray cluster; 0: here, above 64 pictures all cores.")
+    ] = 0,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Cluster: http://HEAD:8265 to submit there, auto from inside.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try pictures again that were refused.")] = False,
+    stall_after: Annotated[
+        float, typer.Option("--stall-after", min=1, help="Seconds at one picture after which its process is ended.")
+    ] = 600.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on stdout.")] = False,
 ) -> None:
     """Fill the holes of pictures and raise their detail."""
-    from engine.console import Console, exit_code, find_pictures
+    from engine.batch.inputs import find_inputs
+    from engine.batch.run import RAY_ABOVE, restore_all
+    from engine.batch.work import Order
+    from engine.console import Console, Meter, exit_code
     from engine.objects import Prefix, place
-    from engine.restoration import Job, Restorer
 
+    if address is not None and address.startswith("http"):
+        from engine.batch.cluster import submit
+
+        raise typer.Exit(submit(address, _without_address(sys.argv[1:])))
     with _typed_errors():
-        request = dataclasses.replace(
-            _request(scale, long_side, box, precision, max_memory), page=page, strip_metadata=strip_metadata
-        )
+        request = _request(scale, long_side, box, precision, max_memory, page, strip_metadata)
         where = place(out)
-        folder = where if isinstance(where, Path) else Path(tempfile.gettempdir())
-        remote = where if isinstance(where, Prefix) else None
-        pictures = find_pictures(inputs, None if remote else folder)
-        restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
-    wanted = tuple(dict.fromkeys(item.value for item in formats))
-    with Console(num_pictures=len(pictures), as_json=as_json) as console:
-        console.say(f"model {restorer.checkpoint.card.name}, degradation {restorer.checkpoint.card.degradation}")
-        ends = [
-            console.run(
-                Job(path, None, folder, name, wanted, replace, max_pixels, tiff_compression.value, remote),
-                mask,
-                request=request,
-                restorer=restorer,
-            )
-            for name, path in pictures.items()
-        ]
+        order = Order(
+            where if isinstance(where, Path) else Path(tempfile.gettempdir()),
+            request,
+            tuple(dict.fromkeys(item.value for item in formats)),
+            model,
+            degradation.value,
+            tiff_compression.value,
+            max_pixels,
+            replace,
+            where if isinstance(where, Prefix) else None,
+        )
+        restorer = order.restorer()
+        items = list(find_inputs(inputs, out=str(where), mask=mask))
+        here = order.remote is not None or any(item.is_remote for item in items)
+        if not workers and (address is not None or (len(items) > RAY_ABOVE and not here)):
+            workers = os.cpu_count() or 1
+        with Console(num_pictures=len(items), as_json=as_json) as console:
+            console.say(f"model {restorer.checkpoint.card.name}, degradation {restorer.checkpoint.card.degradation}")
+            meter = Meter(console)
+            ends: list[tuple[str, str | None]] = []
+            for outcome in restore_all(
+                items,
+                order,
+                restorer,
+                workers=workers,
+                address=address,
+                retry_failed=retry_failed,
+                stall_s=stall_after,
+                progress=meter,
+            ):
+                meter.close()
+                console.tell(outcome)
+                ends.append((outcome.status, outcome.reason))
     raise typer.Exit(exit_code(ends))
 
 
 @app.command()
 def plan(
     inputs: Inputs,
-    out: Annotated[Path, typer.Option("--out", help="Where the outputs would go.")] = Path(),
+    out: Annotated[Path | None, typer.Option("--out", help="Where the outputs would go.")] = None,
     mask: MaskOption = "none",
     scale: ScaleOption = None,
     long_side: LongSide = None,
@@ -208,23 +245,42 @@ def plan(
     precision: PrecisionOption = Precision.AUTO,
     max_memory: MaxMemory = None,
     max_pixels: MaxPixels = 1 << 30,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Several pictures: also for so many workers.")
+    ] = None,
+    speed: Annotated[float, typer.Option("--speed", min=0.001, help="Of a worker, in cores of this machine.")] = 1.0,
+    page: Page = None,
+    strip_metadata: StripMetadata = False,
+    tiff_compression: TiffCompression = Compression.DEFLATE,
 ) -> None:
     """Say what a restoration would take, and write nothing."""
-    from engine.console import describe_plan, find_pictures
-    from engine.mask import find_mask
-    from engine.restoration import Job, Restorer
+    from itertools import chain, islice
+
+    from engine.batch.estimate import check_disk, core_rate, estimate, to_text
+    from engine.batch.inputs import find_inputs
+    from engine.console import describe_plan
+    from engine.restoration import Restorer
     from engine.tiling.plan import validate
 
     with _typed_errors():
-        request = _request(scale, long_side, box, precision, max_memory)
+        request = _request(scale, long_side, box, precision, max_memory, page, strip_metadata)
         restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
-        rate = restorer.measured_rate()
-        for name, path in find_pictures(inputs, None).items():
-            wanted = tuple(dict.fromkeys(item.value for item in formats))
-            job = Job(path, find_mask(mask, image=path), out, name, wanted, max_pixels=max_pixels)
+        card, folder = restorer.checkpoint.card, out or Path()
+        wanted = tuple(dict.fromkeys(fmt.value for fmt in formats))
+        items = find_inputs(inputs, out=None if out is None else str(out), mask=mask)
+        first = list(islice(items, 2))
+        if len(first) == 1:
+            job = first[0].job(folder, wanted, max_pixels=max_pixels, tiff_compression=tiff_compression.value)
             made, tiling, info = restorer.plan(job, request)
-            typer.echo(describe_plan(made, tiling, info, restorer.checkpoint.card, rate))
-            validate(made, out=out, max_memory_bytes=max_memory)
+            for line in describe_plan(made, tiling, info, card, restorer.measured_rate()).split("\n"):
+                _say(line)
+            validate(made, out=folder, max_memory_bytes=max_memory)
+            return
+        total = estimate(chain(first, items), request, card, out=folder, formats=wanted, max_pixels=max_pixels)
+        here, core = restorer.measured_rate(), core_rate(restorer)
+        typer.echo(to_text(total, out=folder, here_per_s=here, core_per_s=core, num_workers=workers, speed=speed))
+        check_disk(total, folder, num_workers=workers or 1)
+    raise typer.Exit(total.exit_code)
 
 
 @app.command()
@@ -260,7 +316,7 @@ def export(
             tiff_compression=tiff_compression.value,
             replace=replace,
         ):
-            typer.echo(path)
+            _say(str(path))
 
 
 @app.command()
@@ -281,9 +337,9 @@ def verify(
         for verdict in verify_outputs([place(path) for path in paths]):
             bad += not verdict.intact
             note = f" ({verdict.note})" if verdict.note else ""
-            typer.echo(f"{verdict.path}: {'intact' if verdict.intact else 'damaged'}{note}")
+            _say(f"{verdict.path}: {'intact' if verdict.intact else 'damaged'}{note}")
             for problem in verdict.problems:
-                typer.echo(f"  {problem.name}: {problem.kind}")
+                _say(f"  {problem.name}: {problem.kind}")
     raise typer.Exit(EXIT_FAILED if bad else 0)
 
 
@@ -300,7 +356,7 @@ def sign(
 
     with _typed_errors():
         for path in sign_outputs(out, certificates=certificates, key=key):
-            typer.echo(path)
+            _say(str(path))
 
 
 @app.command()
@@ -314,7 +370,7 @@ def bag(
 
     information = {} if organization is None else {"Source-Organization": organization}
     with _typed_errors():
-        typer.echo(make_bag(out, folder, information=information))
+        _say(str(make_bag(out, folder, information=information)))
 
 
 @app.command()
@@ -335,7 +391,36 @@ def clean(
             stale = leftovers.stale(where)
             listed = leftovers.clean(stale) if yes else stale
         for leftover in listed:
-            typer.echo(f"{leftover.path}: {leftover.sort}, {leftover.num_bytes:,} bytes{', removed' if yes else ''}")
+            _say(f"{leftover.path}: {leftover.sort}, {leftover.num_bytes:,} bytes{', removed' if yes else ''}")
+
+
+@app.command()
+def status(
+    out: LocalFolder,
+    html: Annotated[bool, typer.Option("--html", help="Write a page with pictures, and print where it is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    reviews: Annotated[
+        Path | None, typer.Option("--reviews", help="CSV of the curators: name, review, note.", metavar="FILE.csv")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="First make a lost catalog again from receipts.")] = False,
+) -> None:
+    """Say how far a batch is, and what could not be restored."""
+    with _typed_errors():
+        from engine.batch.page import write_html
+        from engine.batch.rebuild import rebuild as rebuild_catalog
+        from engine.batch.report import status as status_of
+        from engine.batch.report import to_json, to_text
+        from engine.batch.reviews import import_reviews
+
+        if rebuild:
+            typer.echo(f"{rebuild_catalog(out):,} pictures added from their receipts", err=True)
+        if reviews is not None:
+            typer.echo(f"{import_reviews(out, reviews):,} reviews stored", err=True)
+        if html:
+            typer.echo(write_html(out))
+        else:
+            found = status_of(out)
+            typer.echo(json.dumps(to_json(found)) if as_json else to_text(found))
 
 
 @app.command()
@@ -372,7 +457,7 @@ def train(
         run = Run(chosen, data, out, budget or chosen.budget_s, data_licence, device=device, start_from=start_from)
         train_run(run, tuple(stages or ()))
         card = finish(run, threads=threads)
-    typer.echo(f"{out / (recipe + '.safetensors')}: {card.parameters:,} parameters")
+    _say(f"{out / (recipe + '.safetensors')}: {card.parameters:,} parameters")
 
 
 @model_app.command("list")
@@ -406,14 +491,42 @@ def doctor() -> None:
 def _typed_errors() -> Generator[None]:
     """An error that stops everything: its sentence on stderr, and its exit code."""
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            from engine.store import storage_error
+
+            raise storage_error(error, Path(error.filename)) from error
     except EngineError as error:
-        typer.echo(f"{error.code}: {error}", err=True)
+        _say(f"{error.code}: {error}", to_stderr=True)
         raise typer.Exit(EXIT_REFUSED if isinstance(error, PlanError) else EXIT_FAILED) from None
 
 
+def _without_address(arguments: list[str]) -> list[str]:
+    """The command line again, without the option that sent it elsewhere."""
+    kept = [word for word in arguments if not word.startswith("--address=")]
+    if "--address" in kept:
+        at = kept.index("--address")
+        del kept[at : at + 2]
+    return kept
+
+
+def _say(line: str, *, to_stderr: bool = False) -> None:
+    """Prints one line, whatever names are in it, and whatever the terminal can show."""
+    encoding = getattr(sys.stderr if to_stderr else sys.stdout, "encoding", None) or "utf-8"
+    typer.echo(printable(line).encode(encoding, "backslashreplace").decode(encoding), err=to_stderr)
+
+
 def _request(
-    scale: Scale | None, long_side: int | None, box: Box | None, precision: Precision, max_memory: int | None
+    scale: Scale | None,
+    long_side: int | None,
+    box: Box | None,
+    precision: Precision,
+    max_memory: int | None,
+    page: int | None,
+    strip_metadata: bool,
 ) -> "Request":
     from engine.planning import Request
 
@@ -425,6 +538,8 @@ def _request(
         box=box,
         precision=precision.value,
         max_memory_bytes=max_memory,
+        page=page,
+        strip_metadata=strip_metadata,
     )
 
 

@@ -4,77 +4,31 @@ import json
 import resource
 import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from engine import generated_map
-from engine.errors import EXIT_FAILED, EXIT_REFUSED, EngineError, InputError, PlanError, UnreadableInput
-from engine.header import SUFFIXES
+from engine.batch.work import DONE, Outcome, codes
+from engine.errors import EXIT_FAILED, EXIT_REFUSED, PlanError, printable
 from engine.image import ImageInfo
-from engine.mask import find_mask
 from engine.models.card import Card
-from engine.ome_zarr import is_zarr
-from engine.planning import Request, halo_cost, network_operations
+from engine.planning import halo_cost, network_operations
 from engine.render import Tiling
-from engine.restoration import Job, Receipt, Restorer
 from engine.tiling.execute import ShardEnd
 from engine.tiling.plan import Plan
 
 PLAIN_LINE_EVERY_S = 5.0
-PICTURE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """How one picture ended."""
-
-    status: str
-    """done | refused | failed"""
-    error: EngineError | None = None
-
-
-def exit_code(ends: Sequence[End]) -> int:
-    """0 all done, 3 some pictures failed, 4 nothing worse than refused plans."""
-    errors = [end.error for end in ends if end.error is not None]
-    if not errors:
+def exit_code(ends: Iterable[tuple[str, str | None]]) -> int:
+    """From status and reason of all pictures: 0 all done, 3 some failed, 4 nothing worse than refused plans."""
+    reasons = {reason for status, reason in ends if status != DONE}
+    if not reasons:
         return 0
-    return EXIT_REFUSED if all(isinstance(error, PlanError) for error in errors) else EXIT_FAILED
-
-
-def find_pictures(inputs: Sequence[Path], out: Path | None) -> dict[str, Path]:
-    """Output names → pictures. Folders give the pictures in them, masks left out; stems that collide keep suffixes."""
-    paths: list[Path] = []
-    for given in inputs:
-        if not given.is_dir() or is_zarr(given):
-            paths.append(given)
-            continue
-        if out is not None and out.resolve().is_relative_to(given.resolve()):
-            raise PlanError(f"{out}: --out lies inside the input folder {given}; choose one outside it")
-        found = sorted(path for path in given.iterdir() if _is_input(path))
-        if not found:
-            raise UnreadableInput(f"{given}: 0 pictures in it; give a folder of pictures")
-        paths += found
-    paths = list(dict.fromkeys(paths))
-    stems = Counter(path.stem for path in paths)
-    names = Counter(path.name for path in paths)
-    doubled = next((name for name, count in names.items() if count > 1), None)
-    if doubled is not None:
-        raise PlanError(f"{doubled}: {names[doubled]} inputs have this name and would share 1 output; run them apart")
-    named = {path.stem if stems[path.stem] == 1 else path.name: path for path in paths}
-    return named if len(named) == len(paths) else {path.name: path for path in paths}
-
-
-def _is_input(path: Path) -> bool:
-    """Whether a file in an input folder is a picture, and neither a mask nor something that a run has left there."""
-    ours = path.stem.endswith((".mask", ".inprogress", Path(generated_map.SUFFIX).stem))
-    return not ours and (path.suffix.lower() in PICTURE_SUFFIXES or is_zarr(path))
+    return EXIT_REFUSED if reasons <= codes(PlanError) else EXIT_FAILED
 
 
 class Console:
@@ -86,6 +40,8 @@ class Console:
         self._rich = RichConsole(stderr=True)
         self._bar: Progress | None = None
         self._last_line = 0.0
+        self._num_ended = 0
+        self._overall: TaskID | None = None
         if self._rich.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -107,51 +63,26 @@ class Console:
 
     def say(self, line: str) -> None:
         """One line on stderr; what a name holds beside letters is shown escaped, not obeyed by the terminal."""
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-        self._rich.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._rich.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
-    def run(self, job: Job, mask: str, *, request: Request, restorer: Restorer) -> End:
-        """Restore one picture and report how it ended; never raises an EngineError."""
-        started = time.monotonic()
-        meter = _Meter(self, job.name)
-        try:
-            job = replace(job, mask=find_mask(mask, image=job.image))
-            receipt = restorer.restore(job, request, meter)
-        except EngineError as error:
-            end = End("refused" if isinstance(error, InputError | PlanError) else "failed", error)
-            self.say(f"{job.image}: {end.status}, {error.code}: {error}")
-            self._emit(job, end, None, time.monotonic() - started)
-            return end
-        finally:
-            meter.close()
-        end = End("done")
-        names = ", ".join(str(path) for path in receipt.outputs)
-        note = " (already finished)" if receipt.shards_reused == receipt.shards_total else ""
-        self.say(f"{job.image}: done in {receipt.seconds:.1f} s{note}: {names}")
-        for changed in receipt.notes:
-            self.say(f"{job.image}: {changed}")
-        self._emit(job, end, receipt, receipt.seconds)
-        return end
-
-    def _emit(self, job: Job, end: End, receipt: Receipt | None, seconds: float) -> None:
-        if not self._as_json:
-            return
-        line = {
-            "input": str(job.image),
-            "status": end.status,
-            "reason": None if end.error is None else end.error.code,
-            "message": None if end.error is None else str(end.error),
-            "outputs": [] if receipt is None else [str(path) for path in receipt.outputs],
-            "notes": [] if receipt is None else list(receipt.notes),
-            "plan_id": None if receipt is None else receipt.plan_id,
-            "seconds": round(seconds, 3),
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "shards_total": 0 if receipt is None else receipt.shards_total,
-            "shards_done": 0 if receipt is None else receipt.shards_done,
-            "shards_reused": 0 if receipt is None else receipt.shards_reused,
-        }
-        sys.stdout.write(json.dumps(line) + "\n")
-        sys.stdout.flush()
+    def tell(self, outcome: Outcome) -> None:
+        """Report how a picture ended."""
+        self._num_ended += 1
+        item = outcome.item
+        if outcome.status == DONE:
+            names = ", ".join(outcome.outputs)
+            note = " (no tile computed)" if outcome.shards_reused == outcome.shards_total else ""
+            how = "finished before" if outcome.looked_up else f"done in {outcome.seconds:.1f} s{note}"
+            self.say(f"{item.image}: {how}: {names}")
+            for changed in outcome.notes:
+                self.say(f"{item.image}: {changed}")
+        else:
+            self.say(f"{item.image}: {outcome.status}, {outcome.reason}: {outcome.message}")
+        if self._bar is not None and self._num_pictures > 1:
+            self._overall = self.advance("pictures", self._overall, self._num_ended, self._num_pictures, 0.0)
+        if self._as_json:
+            sys.stdout.write(json.dumps(_line(outcome)) + "\n")
+            sys.stdout.flush()
 
     def advance(self, name: str, task: TaskID | None, done: int, total: int, rate: float) -> TaskID | None:
         """Show `done` of `total` shards of a picture."""
@@ -172,16 +103,20 @@ class Console:
             self._bar.remove_task(task)
 
 
-class _Meter:
-    """Counts the shards of one picture."""
+class Meter:
+    """Shows the shards of one picture after another."""
 
-    def __init__(self, console: Console, name: str) -> None:
-        self._console, self._name = console, name
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._name = ""
         self._task: TaskID | None = None
         self._done = self._fresh = 0
-        self._started = time.monotonic()
+        self._started = 0.0
 
     def __call__(self, end: ShardEnd, plan: Plan) -> None:
+        if plan.name != self._name:
+            self.close()
+            self._name, self._done, self._fresh, self._started = plan.name, 0, 0, time.monotonic() - end.seconds
         self._done += 1
         self._fresh += not end.reused
         rate = self._fresh / max(1e-6, time.monotonic() - self._started)
@@ -189,6 +124,25 @@ class _Meter:
 
     def close(self) -> None:
         self._console.remove(self._task)
+        self._task = None
+
+
+def _line(outcome: Outcome) -> dict[str, object]:
+    return {
+        "input": outcome.item.image,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "message": outcome.message,
+        "outputs": outcome.outputs,
+        "notes": outcome.notes,
+        "plan_id": outcome.plan_id,
+        "seconds": round(outcome.seconds, 3),
+        "attempts": outcome.attempts,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "shards_total": outcome.shards_total,
+        "shards_done": outcome.shards_done,
+        "shards_reused": outcome.shards_reused,
+    }
 
 
 def describe_plan(plan: Plan, tiling: Tiling, info: ImageInfo, card: Card, operations_per_s: float) -> str:
@@ -206,7 +160,7 @@ def describe_plan(plan: Plan, tiling: Tiling, info: ImageInfo, card: Card, opera
         ("disk", f"{plan.projected_disk_bytes / 2**30:.2f} GiB at most"),
         ("expected", f"{operations / operations_per_s:.0f} s of network time on this machine"),
     ]
-    return "\n".join([*(f"{name:9} {text}" for name, text in rows), draw_grid(plan)])
+    return "\n".join([*(printable(f"{name:9} {text}") for name, text in rows), draw_grid(plan)])
 
 
 def draw_grid(plan: Plan, *, most: int = 24) -> str:

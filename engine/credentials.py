@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import __version__
 from engine.errors import OutputUnsupported, PlanError, StorageError, UnreadableInput
+from engine.outputs import output_folders
 from engine.receipt import read_receipt
 from engine.store import digest_of, write_atomic
 
@@ -56,19 +57,27 @@ def credentials_path(output: Path) -> Path:
 
 
 def sign_outputs(out: Path, *, certificates: Path, key: Path) -> Iterator[Path]:
-    """Signs every TIFF, PNG and JPEG that the receipts in a folder of outputs name, and yields the manifests.
+    """Signs every TIFF, PNG and JPEG that the receipts below a folder of outputs name, and yields the manifests.
 
     Raises UnreadableInput for a folder without one, and what `write_credentials` raises.
     """
-    receipts = [found for path in sorted(out.glob("*.json")) if (found := read_receipt(path)) is not None]
+    receipts = [
+        (folder, found)
+        for folder in output_folders(out)
+        for path in sorted(folder.glob("*.json"))
+        if (found := read_receipt(path)) is not None
+    ]
     named = [
-        (made["name"], receipt) for receipt in receipts for fmt, made in receipt["outputs"].items() if fmt in _FORMATS
+        (folder / made["name"], receipt)
+        for folder, receipt in receipts
+        for fmt, made in receipt["outputs"].items()
+        if fmt in _FORMATS
     ]
     if not named:
         formats = ", ".join(_FORMATS)
         raise UnreadableInput(f"{out}: {len(receipts)} receipts, of which 0 name a {formats}; give a folder of outputs")
-    for name, receipt in named:
-        yield write_credentials(out / name, receipt, certificates=certificates, key=key)
+    for path, receipt in named:
+        yield write_credentials(path, receipt, certificates=certificates, key=key)
 
 
 def write_credentials(output: Path, document: Mapping[str, Any], *, certificates: Path, key: Path) -> Path:

@@ -19,10 +19,14 @@
     │   ├── OutputTooLarge         a format cannot hold a picture of that size
     │   ├── OutputUnsupported      a format cannot hold these channels or bits
     │   ├── OutputExists           another plan's finished work is in the way
-    │   └── OutputBusy             another process is writing the same plan
+    │   ├── OutputBusy             another process is writing the same plan
+    │   └── TooFewCpus             the cluster cannot run the workers that are asked for
     ├── StorageError               the disk refused a write while the work ran (exit 3)
     │   ├── StorageFull
     │   └── StorageReadOnly
+    ├── BatchError                 many pictures (exit 3)
+    │   ├── ProcessDied            a picture ended or held up every process that tried it
+    │   └── BatchStalled           nothing moves on the cluster any more
     └── TrainingError              a training run cannot start or go on
 
 Every message names the file, gives both numbers and ends with the remedy. `code` is stable: programs may
@@ -31,6 +35,11 @@ match it.
 
 EXIT_FAILED = 3
 EXIT_REFUSED = 4
+
+
+def printable(text: str) -> str:
+    """One line in which what a file name holds beside letters is shown escaped, not obeyed by a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class EngineError(ValueError):
@@ -115,6 +124,10 @@ class OutputBusy(PlanError):
     code = "output-busy"
 
 
+class TooFewCpus(PlanError):
+    code = "too-few-cpus"
+
+
 class StorageError(EngineError):
     code = "storage"
 
@@ -125,6 +138,18 @@ class StorageFull(StorageError):
 
 class StorageReadOnly(StorageError):
     code = "storage-read-only"
+
+
+class BatchError(EngineError):
+    code = "batch"
+
+
+class ProcessDied(BatchError):
+    code = "process-died"
+
+
+class BatchStalled(BatchError):
+    code = "batch-stalled"
 
 
 class TrainingError(EngineError):

@@ -27,6 +27,9 @@ _WORD_BYTES = _KIND_BYTES | {5: 4, 10: 4}
 """What a swap of the byte order turns around: a rational is two numbers."""
 _MAX_FIELDS = 512
 _MM_PER_INCH = Fraction(254, 10)
+_INCH = 2
+_MM_PER_UNIT = {_INCH: _MM_PER_INCH, 3: Fraction(10)}
+"""ResolutionUnit; 1 is none."""
 
 Order: TypeAlias = str
 """`<` little-endian (II) or `>` big-endian (MM)."""
@@ -248,6 +251,21 @@ def rational(px_per_mm: float, order: Order) -> bytes:
     per_inch = (Fraction(px_per_mm) * _MM_PER_INCH).limit_denominator(10_000)
     numerator, denominator = min(per_inch.numerator, 0xFFFFFFFF), per_inch.denominator
     return struct.pack(order + "II", numerator, denominator)
+
+
+def resolution(fields: Mapping[int, Field], order: Order) -> tuple[float, float] | None:
+    """(y, x) pixels per mm; None where a directory states none, or one that is a ratio without a unit."""
+    unit = fields.get(RESOLUTION_UNIT, Field(SHORT, struct.pack(order + "H", _INCH)))
+    per_mm = _MM_PER_UNIT.get(int.from_bytes(unit.data[:2], "little" if order == "<" else "big"))
+    sides: list[float] = []
+    for item in (fields.get(Y_RESOLUTION), fields.get(X_RESOLUTION)):
+        if per_mm is None or item is None or item.kind != RATIONAL or item.count != 1:
+            return None
+        numerator, denominator = struct.unpack(order + "II", item.data)
+        if 0 in (numerator, denominator):
+            return None
+        sides.append(float(Fraction(numerator, denominator) / per_mm))
+    return sides[0], sides[1]
 
 
 def resolution_fields(resolution_px_per_mm: tuple[float, float], order: Order) -> dict[int, Field]:

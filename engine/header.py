@@ -12,7 +12,7 @@ from engine import jpeg2000_header, jpeg_header, png_header, tiff_header, webp_h
 from engine.errors import DisguisedInput, UnreadableInput, UnsupportedInput
 from engine.picture_header import MAX_WORKING_BYTES, Header
 
-__all__ = ["MAX_WORKING_BYTES", "SUFFIXES", "Header", "check_png_end", "read_header"]
+__all__ = ["MAX_WORKING_BYTES", "PICTURE_SUFFIXES", "SUFFIXES", "Header", "check_png_end", "read_header"]
 
 SUFFIXES = {
     "png": (".png",),
@@ -22,6 +22,8 @@ SUFFIXES = {
     "jpeg2000": (".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"),
 }
 """The names under which a format is accepted."""
+
+PICTURE_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "png"),

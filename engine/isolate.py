@@ -14,6 +14,7 @@ import atexit
 import hashlib
 import os
 import pickle
+import resource
 import shutil
 import signal
 import socket
@@ -21,7 +22,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -29,7 +31,7 @@ from engine.errors import DecoderCrashed, DecoderOutOfMemory, DecoderTimeout, In
 from engine.geometry import Size
 from engine.image import MAX_PIXELS, ImageInfo, Picture, decode, probe
 from engine.mask import Mask, read_mask
-from engine.warden import REQUEST, TRAILER, Limits
+from engine.warden import REQUEST, TRAILER, Limits, keep_standard_descriptors
 
 DECODE_PIXELS_PER_S = 1_000_000
 """A slow disk and a busy machine: fifty times slower than usual."""
@@ -44,6 +46,27 @@ def probe_in_child(
 ) -> ImageInfo:
     """As `engine.image.probe`. Raises DecoderCrashed, DecoderTimeout and DecoderOutOfMemory besides."""
     return in_child(probe, path, max_pixels=max_pixels, page=page, subject=path, limits=limits)
+
+
+def probe_many_in_child(paths: Sequence[Path], *, max_pixels: int = MAX_PIXELS) -> list[ImageInfo | InputError]:
+    """As `probe_in_child` of each, in one process; a file that ends it is found by reading all of them alone."""
+    if not paths:
+        return []
+    try:
+        return in_child(_probe_many, paths, max_pixels, subject=paths[0])
+    except (DecoderCrashed, DecoderTimeout, DecoderOutOfMemory):
+        return [_probed(probe_in_child, path, max_pixels) for path in paths]
+
+
+def _probe_many(paths: Sequence[Path], max_pixels: int) -> list[ImageInfo | InputError]:
+    return [_probed(probe, path, max_pixels) for path in paths]
+
+
+def _probed(read: Callable[..., ImageInfo], path: Path, max_pixels: int) -> ImageInfo | InputError:
+    try:
+        return read(path, max_pixels=max_pixels)
+    except InputError as error:
+        return error
 
 
 def decode_in_child(info: ImageInfo, scratch: Path, *, limits: Limits | None = None) -> Picture:
@@ -84,7 +107,14 @@ def in_child(
     limits = limits or Limits()
     body = pickle.dumps((function, arguments, keywords))
     request = REQUEST.pack(len(body), limits.timeout_s, limits.memory_bytes) + body
-    reply = _server.ask(request, limits.timeout_s + _GRACE_S)
+    try:
+        reply = _server.ask(request, limits.timeout_s + _GRACE_S)
+    except OSError as error:  # no free descriptor, process or memory
+        raise DecoderCrashed(
+            f"{subject}: 1 process and a few descriptors are needed to read it, the system gives none "
+            f"({error.strerror}, {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} descriptors allowed): close what is "
+            "open, or raise the limit, and run again"
+        ) from error
     if reply is None:
         raise _timeout(subject, limits)
     if len(reply) < TRAILER.size:
@@ -135,7 +165,11 @@ class _Server:
         self._control: socket.socket | None = None
 
     def ask(self, request: bytes, timeout_s: float) -> bytes | None:
-        """The reply, worker's and warden's; None where there is none in time, short where the warden was lost."""
+        """The reply, worker's and warden's; None where there is none in time, short where the warden was lost.
+
+        Raises OSError where the system gives no socket or no process.
+        """
+        keep_standard_descriptors()
         deadline = time.monotonic() + timeout_s
         ours, theirs = socket.socketpair()
         with ours:
@@ -175,7 +209,8 @@ class _Server:
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
         environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         program = f"from engine import isolate, warden; warden.serve({theirs.fileno()})"
-        with theirs:
+        with ExitStack() as unless_it_starts, theirs:
+            unless_it_starts.enter_context(ours)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", program],
                 stdin=subprocess.DEVNULL,
@@ -184,6 +219,7 @@ class _Server:
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the caller, who then hangs up
             )
+            unless_it_starts.pop_all()
         self._control = ours
 
     def _close(self) -> None:

@@ -38,10 +38,4 @@ def described(file: BufferedReader, path: Path, header: Header) -> pyvips.Image:
     boxes = read_boxes(file, path)
     image = pyvips.Image.black(header.size.w, header.size.h, bands=header.channels)
     blobs = {"icc-profile-data": boxes.icc, "xmp-data": boxes.xmp}
-    image = vips.carrying(image, {name: data for name, data in blobs.items() if data})
-    if boxes.resolution_px_per_mm is None:
-        return image
-    y, x = boxes.resolution_px_per_mm
-    image = image.copy(xres=x, yres=y)
-    image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "cm")
-    return image
+    return vips.carrying(image, {name: data for name, data in blobs.items() if data})

@@ -66,7 +66,16 @@ def read_header(file: BufferedReader, path: Path) -> Header:
     # OpenJPEG holds 4 bytes a sample, the whole file, and the picture it gives
     itemsize = 1 if dtype == "uint8" else 2
     held = stored.size.num_pixels * stored.channels * (4 + itemsize) + os.fstat(file.fileno()).st_size
-    return Header("jpeg2000", stored.size, stored.channels, dtype, held, conversion=conversion, stored_bits=stored.bits)
+    return Header(
+        "jpeg2000",
+        stored.size,
+        stored.channels,
+        dtype,
+        held,
+        conversion=conversion,
+        stored_bits=stored.bits,
+        resolution_px_per_mm=boxes.resolution_px_per_mm,
+    )
 
 
 def read_boxes(file: BufferedReader, path: Path) -> Boxes:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from engine import generated_map
 from engine.errors import UnreadableInput
-from engine.receipt import read_receipt, receipt_copy, receipt_path
+from engine.outputs import BATCH, output_folders, runs_batch
+from engine.receipt import read_receipt, receipt_copy, receipt_path, unfinished_exports
 from engine.store import FileLock, is_locked, storage_errors
 from engine.tiling.canvas import stored_plan
 from engine.tiling.plan import working_folder
@@ -34,6 +35,8 @@ class Sort(StrEnum):
     PARTIAL = "partial"
     REPLACED = "replaced"
     SCRATCH = "scratch"
+    EXPORT = "unfinished export"
+    """A file with its final name that no receipt names yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,30 +49,51 @@ class Leftover:
 
 
 def stale(out: Path) -> list[Leftover]:
-    """What lies in the folder of outputs `out` and may go, by name; nothing is changed.
+    """What lies in the folder of outputs `out`, or below it, and may go, exports first; nothing is changed.
 
-    Left out: what another process holds the lock of, what does not look like our own work inside and out, and all of a
-    picture whose old output was renamed aside but whose new one has no name yet: there the next run finishes the swap.
-    So is a canvas that `verify` took back for its repair.
+    Left out: all of a batch that is at work, what another process holds the lock of, what does not look like our own
+    work inside and out, and all of a picture whose old output was renamed aside but whose new one has no name yet:
+    there the next run finishes the swap. So is a canvas that `verify` took back for its repair.
     """
     if not out.is_dir():
         raise UnreadableInput(f"{out}: is no folder; give what `restore` wrote to --out")
     with storage_errors(out):
-        found = (_leftover(child) for child in sorted([*out.iterdir(), *out.glob("*.zarr/_engine/*")]))
-        return [leftover for leftover in found if leftover is not None]
+        folders = list(output_folders(out))
+        # Exports come first, for they are known by what lies in the others.
+        exports = [Leftover(path, Sort.EXPORT, _disk_bytes(path)) for folder in folders for path in _unfinished(folder)]
+        found = (_leftover(child) for folder in folders for child in sorted(_children(folder)))
+        return [*exports, *(leftover for leftover in found if leftover is not None)]
 
 
 def clean(leftovers: Iterable[Leftover]) -> Iterator[Leftover]:
     """Removes what `stale` found, each looked at once more, and yields what was removed."""
     for leftover in leftovers:
         with storage_errors(leftover.path):
-            if _leftover(leftover.path) is not None and _remove(leftover):
+            path = leftover.path
+            is_one = path in _unfinished(path.parent) if leftover.sort is Sort.EXPORT else _leftover(path) is not None
+            if is_one and _remove(leftover):
                 yield leftover
+
+
+def _children(folder: Path) -> Iterator[Path]:
+    """What may be a leftover: all in a folder of outputs, and what a kill leaves inside canvases and of a batch."""
+    yield from folder.iterdir()
+    yield from folder.glob("*.zarr/_engine/*")
+    yield from folder.glob(f"{BATCH}/**/*.partial")
+
+
+def _unfinished(out: Path) -> list[Path]:
+    """Exports of runs that were cut short before their receipt: only their canvas knows whose they are."""
+    if runs_batch(out / "any"):
+        return []
+    canvases = [scratch.parents[1] for scratch in sorted(out.glob("*.zarr/_engine/scratch"))]
+    idle = [canvas for canvas in canvases if stored_plan(canvas) and not is_locked(canvas / "_engine" / "lock")]
+    return [path for canvas in idle for path in unfinished_exports(canvas, _picture(canvas))]
 
 
 def _leftover(path: Path) -> Leftover | None:
     sort = None if path.is_symlink() else _sort(path)
-    return None if sort is None else Leftover(path, sort, _disk_bytes(path))
+    return None if sort is None or runs_batch(path) else Leftover(path, sort, _disk_bytes(path))
 
 
 def _sort(path: Path) -> Sort | None:

@@ -6,14 +6,14 @@ masks all work, as long as what is known is exactly black (a JPEG's ringing arou
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import MaskMismatch, MaskUnavailable, NothingKnown, UnsupportedInput
 from engine.geometry import Box, Size, round_down
-from engine.header import SUFFIXES
+from engine.header import PICTURE_SUFFIXES
 from engine.image import ArrayPicture, Picture, Source, decode, probe
 from engine.staged import Pixels, RawFile, check_inside
 
@@ -99,17 +99,23 @@ def find_mask(option: Path | str, *, image: Path) -> Path | None:
         return option
     if not option.is_dir():
         raise MaskUnavailable(f"{image}: the mask {option} does not exist. Give a file, a folder or none.")
-    suffixes = [suffix for suffixes in SUFFIXES.values() for suffix in suffixes]
-    ranks = [[f"{image.stem}.mask{s}" for s in suffixes]]
-    if not _same_file(option, image.parent):  # beside the picture, a file of its name is another picture
-        ranks += [[image.name], [image.stem + s for s in suffixes]]
-    for names in ranks:
+    for names in mask_names(image.name, beside=_same_file(option, image.parent)):
         found = [option / name for name in names if (option / name).is_file() and not _same_file(option / name, image)]
         if len(found) > 1:
             raise MaskUnavailable(f"{image}: {len(found)} masks fit: {found[0]}, {found[1]}. Leave one of them.")
         if found:
             return found[0]
     raise MaskUnavailable(f"{image}: no {image.name}, {image.stem}.png or {image.stem}.mask.png in {option}. Add one.")
+
+
+def mask_names(image: str, *, beside: bool) -> list[list[str]]:
+    """What the mask of a picture with this file name may be called, the first rank first.
+
+    `beside`: in the picture's own folder, where a file of its name is another picture.
+    """
+    stem = PurePath(image).stem
+    own = [f"{stem}.mask{suffix}" for suffix in PICTURE_SUFFIXES]
+    return [own] if beside else [own, [image], [stem + suffix for suffix in PICTURE_SUFFIXES]]
 
 
 def _same_file(one: Path, other: Path) -> bool:

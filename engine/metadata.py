@@ -20,12 +20,11 @@ from engine import exif
 from engine.errors import UnsupportedInput
 from engine.exif import Exif, ExifError, Field, Reader
 from engine.geometry import Size
+from engine.picture_header import Header
 
 MAX_BLOCK_BYTES = 16 << 20
 """An ICC profile, EXIF block, XMP packet or IPTC record that is larger is refused: no camera or scanner writes one."""
 
-_UNSTATED_PX_PER_MM = {"png": 2.834, "jpeg": 72 / 25.4}
-"""What libvips says where a file says nothing; 1.0 in other formats."""
 _ICC_SPACES = {1: b"GRAY", 2: b"GRAY", 3: b"RGB ", 4: b"RGB "}
 _XMP_TAG, _IPTC_TAG, _PHOTOSHOP_TAG = 700, 33723, 34377
 _DESCRIPTIVE_TAGS = (269, 270, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096))
@@ -33,6 +32,7 @@ _DESCRIPTIVE_TAGS = (269, 270, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 
 _IMAGE_DESCRIPTION = 270
 _LAYOUT_WORDS = (b'{"shape"', b"shape=", b"ImageJ=", b"Aperio ", b"SCANIMAGE", b"<OME ", b"/OME/")
 """Descriptions by which readers find their way through the file they came in; in another file they would mislead."""
+_PHOTOSHOP, _IPTC_RESOURCE = "Photoshop's image resources", 0x0404
 _RAW_IPTC = "Raw profile type iptc"
 _ARCHIVED = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp", "iptc": "iptc"}
 """Each block's name in JSON."""
@@ -54,10 +54,17 @@ class Metadata:
     """(y, x), after orientation; None where the file states none."""
     left_out: tuple[str, ...] = ()
     """What the file holds and the outputs will not, in words for the user."""
+    quoted: tuple[str, ...] = ()
+    """Those of `left_out` that hold words of the file."""
 
     def stripped(self) -> "Metadata":
-        """The profile alone, without which the colours would change."""
-        return Metadata(icc=self.icc)
+        """The profile alone, without which the colours would change; no word of the file is told any more."""
+        blocks = {"EXIF": self.exif, "XMP": self.xmp, "IPTC": self.iptc, "resolution": self.resolution_px_per_mm}
+        asked = [name for name, block in blocks.items() if block is not None]
+        left_out = [what for what in self.left_out if what not in self.quoted]
+        left_out += [f"PNG texts: {len(self.quoted)}"] * bool(self.quoted)
+        left_out += [f"{', '.join(asked)}, as asked"] * bool(asked)
+        return Metadata(icc=self.icc, left_out=tuple(left_out))
 
     def enlarged(self, factor: float) -> "Metadata":
         """For an output of `factor` times the side: more pixels in a millimetre of the same original."""
@@ -95,40 +102,37 @@ class Metadata:
         return cls(icc, block, xmp, iptc, resolution)
 
 
-def read_metadata(
-    image: pyvips.Image,
-    fmt: str,
-    *,
-    channels: int,
-    orientation: int,
-    file: BufferedReader | None = None,
-    directory: int = 0,
-) -> Metadata:
+def read_metadata(image: pyvips.Image, header: Header, file: BufferedReader, *, orientation: int) -> Metadata:
     """The metadata of a picture that libvips has opened.
 
-    `file`: the open file, of which libvips tells too little where it is a TIFF; it is read without moving its position.
-    `directory`: which one of a TIFF, counted from 0.
+    `file`: the same file, of which libvips tells too little where it is a TIFF; it is read without moving its position.
     Raises UnsupportedInput for a block of more than `MAX_BLOCK_BYTES`.
     """
-    name = "the picture" if file is None else str(file.name)
+    name = str(file.name)
     fields = set(image.get_fields())
-    left_out: list[str] = []
-    if fmt == "tiff" and file is not None:
-        block, xmp, iptc = _from_tiff(file, name, directory, left_out)
+    left_out, quoted = list(header.left_out), list[str]()
+    resolution = header.resolution_px_per_mm
+    if header.format == "tiff":
+        block, xmp, iptc, resolution = _from_tiff(file, name, header.directory, left_out)
     else:
         block, xmp = _blob(image, fields, "exif-data", name), _blob(image, fields, "xmp-data", name)
-        iptc = _iptc(image, fields, name)
-        left_out += _texts(image, fields)
-    y, x = (image.xres, image.yres) if orientation >= 5 else (image.yres, image.xres)
-    unstated = _UNSTATED_PX_PER_MM.get(fmt, 1.0)
-    stated = min(y, x) > 0 and ("resolution-unit" in fields or (y, x) != (unstated, unstated))
+        iptc = _iptc(image, fields, name, left_out)
+        quoted = _texts(image, fields)
+    block = _usable_exif(block, left_out)
+    if block is not None and header.format != "tiff":  # as everywhere: EXIF is believed before its container
+        found = exif.parse(block)
+        resolution = exif.resolution(found.main, found.order) or resolution
+    icc = _blob(image, fields, "icc-profile-data", name)
+    if icc is None and header.has_profile:
+        left_out.append(f"an ICC profile that is damaged, or not for {_colours(header.channels)} pictures")
     return Metadata(
-        icc=_usable_profile(_blob(image, fields, "icc-profile-data", name), channels, left_out),
-        exif=_usable_exif(block, left_out),
+        icc=_usable_profile(icc, header.channels, left_out),
+        exif=block,
         xmp=_usable_xmp(xmp, left_out),
         iptc=iptc,
-        resolution_px_per_mm=(y, x) if stated else None,
-        left_out=tuple(left_out),
+        resolution_px_per_mm=resolution if resolution is None or orientation < 5 else (resolution[1], resolution[0]),
+        left_out=(*left_out, *quoted),
+        quoted=tuple(quoted),
     )
 
 
@@ -174,8 +178,12 @@ def _usable_profile(icc: bytes | None, channels: int, left_out: list[str]) -> by
         return None
     if icc[36:40] == b"acsp" and icc[16:20] == _ICC_SPACES[channels]:
         return icc
-    left_out.append(f"an ICC profile that is not for {'grey' if channels <= 2 else 'RGB'} pictures")
+    left_out.append(f"an ICC profile that is not for {_colours(channels)} pictures")
     return None
+
+
+def _colours(channels: int) -> str:
+    return "grey" if channels <= 2 else "RGB"
 
 
 def _usable_exif(block: bytes | None, left_out: list[str]) -> bytes | None:
@@ -202,7 +210,7 @@ def _texts(image: pyvips.Image, fields: set[str]) -> list[str]:
     return [f"the PNG text '{key}'" for key in keys if key != _RAW_IPTC]
 
 
-def _iptc(image: pyvips.Image, fields: set[str], name: str) -> bytes | None:
+def _iptc(image: pyvips.Image, fields: set[str], name: str, left_out: list[str]) -> bytes | None:
     data = _blob(image, fields, "iptc-data", name)
     for field in fields:
         if field.startswith("png-comment-") and field.endswith(_RAW_IPTC):
@@ -214,26 +222,29 @@ def _iptc(image: pyvips.Image, fields: set[str], name: str) -> bytes | None:
                 data = None
     if data is None or data[:1] == b"\x1c":
         return data
-    return _resource(data.removeprefix(b"Photoshop 3.0\0"))
+    resources = _resources(data.removeprefix(b"Photoshop 3.0\0"))
+    if resources.keys() - {_IPTC_RESOURCE}:
+        left_out.append(_PHOTOSHOP)
+    return resources.get(_IPTC_RESOURCE) or None
 
 
-def _resource(data: bytes) -> bytes | None:
-    """What is in the image resource 0x0404, if there is one."""
+def _resources(data: bytes) -> dict[int, bytes]:
+    """Photoshop's image resources, the first of each kind."""
+    found: dict[int, bytes] = {}
     at = 0
     while data[at : at + 4] == b"8BIM" and len(data) >= at + 12:
         kind, name_bytes = int.from_bytes(data[at + 4 : at + 6], "big"), 1 + data[at + 6]
         start = at + 6 + name_bytes + name_bytes % 2
         length = int.from_bytes(data[start : start + 4], "big")
-        if kind == 0x0404:
-            return data[start + 4 : start + 4 + length] or None
+        found.setdefault(kind, data[start + 4 : start + 4 + length])
         at = start + 4 + length + length % 2
-    return None
+    return found
 
 
 def _from_tiff(
     file: BufferedReader, name: str, directory: int, left_out: list[str]
-) -> tuple[bytes | None, bytes | None, bytes | None]:
-    """EXIF, XMP and IPTC of one directory of a TIFF."""
+) -> tuple[bytes | None, bytes | None, bytes | None, tuple[float, float] | None]:
+    """EXIF, XMP, IPTC and resolution (y, x) of one directory of a TIFF."""
     file_bytes = os.fstat(file.fileno()).st_size
 
     def take(at: int, num_bytes: int) -> bytes:
@@ -245,7 +256,7 @@ def _from_tiff(
         for _ in range(directory):
             main, link_at = reader.directory(reader.uint(take(link_at, 8 if reader.big else 4)))
     except ExifError:  # the TIFF's own header check has said what there is to say
-        return None, None, None
+        return None, None, None, None
     inner = reader.pointed(main, exif.EXIF_POINTER)
     parts = [main, inner, reader.pointed(main, exif.GPS_POINTER), reader.pointed(inner, exif.INTEROP_POINTER)]
     parts[0] = {tag: entry for tag, entry in main.items() if tag in _DESCRIPTIVE_TAGS}
@@ -260,10 +271,14 @@ def _from_tiff(
         del found.main[_IMAGE_DESCRIPTION]
         left_out.append("a description of the layout of the file itself")
     if _PHOTOSHOP_TAG in main:
-        left_out.append("Photoshop's image resources")
+        left_out.append(_PHOTOSHOP)
+    density = (exif.X_RESOLUTION, exif.Y_RESOLUTION, exif.RESOLUTION_UNIT)
+    stated = reader.fields({tag: main[tag] for tag in density if tag in main and main[tag].num_bytes <= 8})
+    resolution = exif.resolution(stated, found.order)
+    if resolution is None and stated.get(exif.X_RESOLUTION) != stated.get(exif.Y_RESOLUTION):
+        left_out.append("a shape of the pixels without a resolution")
     if not any(found.parts):
-        return None, blocks[0], blocks[1]
-    resolution = (exif.X_RESOLUTION, exif.Y_RESOLUTION, exif.RESOLUTION_UNIT)
-    found.main.update(reader.fields({tag: main[tag] for tag in resolution if tag in main and main[tag].num_bytes <= 8}))
+        return None, blocks[0], blocks[1], resolution
+    found.main.update(stated)
     found.main[exif.ORIENTATION] = Field(exif.SHORT, struct.pack(found.order + "H", 1))
-    return exif.block_of(found), blocks[0], blocks[1]
+    return exif.block_of(found), blocks[0], blocks[1], resolution

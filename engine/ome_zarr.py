@@ -6,8 +6,10 @@ The metadata is checked before Zarr opens anything: shapes, chunk sizes, and cod
 any that is registered. A chunk that is not stored reads as empty pixels, so a picture that lacks one is refused.
 """
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -22,6 +24,7 @@ from engine.errors import UnreadableInput, UnsupportedInput
 from engine.geometry import Box, Size, ceil_div
 from engine.picture_header import MAX_WORKING_BYTES
 from engine.staged import Pixels, check_inside
+from engine.store import open_regular
 
 _MAX_JSON_BYTES = 8 << 20
 _MAX_OBJECTS = 1 << 20
@@ -92,13 +95,15 @@ def digest(path: Path) -> str:
     """The sha256 of a listing, one line per stored object of the level: its key, a space, the sha256 of its bytes.
 
     The lines are sorted by key and end in a newline; the array's own metadata is one of the objects.
-    Raises UnreadableInput where an object is missing.
+    Raises UnreadableInput where an object is missing, empty, or no plain file.
     """
     layout = read_layout(path)
     listing = hashlib.sha256()
     for key in sorted([layout.metadata_name, *layout.keys()]):
         try:
-            with (layout.level / key).open("rb") as file:
+            with open_regular(layout.level / key) as file:
+                if os.fstat(file.fileno()).st_size == 0:  # Zarr reads an empty shard as one of empty chunks
+                    raise OSError(errno.ENODATA, "0 bytes")
                 listing.update(f"{key} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
         except OSError as error:
             raise UnreadableInput(

@@ -1,5 +1,6 @@
 """What a file's header says of its stored pixels, and what becomes of them on the way in."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BufferedReader
 
@@ -7,6 +8,8 @@ from engine.geometry import Size
 
 MAX_WORKING_BYTES = 512 << 20
 """What a decoder may have to hold at once: interlaced, progressive and single-strip files are not streams."""
+
+_MAX_NAMES = 12
 
 CONVERSIONS = {
     "": None,
@@ -41,6 +44,12 @@ class Header:
     """A TIFF that libtiff, as libvips has it, does not decode."""
     palette: tuple[tuple[int, int, int], ...] = ()
     """16-bit colours that `needs_tifffile` must look up."""
+    resolution_px_per_mm: tuple[float, float] | None = None
+    """(y, x) as stored, before any orientation; None where the file states none, or one without a unit."""
+    has_profile: bool = False
+    """Whether there is an ICC profile, which the decoder may yet find damaged; told of PNG only."""
+    left_out: tuple[str, ...] = ()
+    """What lies beside the pixels and is not carried, in words for the user."""
 
     @property
     def converted(self) -> str | None:
@@ -55,6 +64,13 @@ class Header:
     def stored_dtype(self) -> str:
         """As the decoder gives it."""
         return "float32" if self.conversion == "float" else self.dtype
+
+
+def listed(names: Iterable[str]) -> str:
+    """Sorted, each once, and not more than a person reads."""
+    found = sorted(set(names))
+    more = f" and {len(found) - _MAX_NAMES} more" if len(found) > _MAX_NAMES else ""
+    return ", ".join(found[:_MAX_NAMES]) + more
 
 
 def read_exactly(file: BufferedReader, num_bytes: int) -> bytes:

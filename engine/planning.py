@@ -1,9 +1,10 @@
 """From a request and a header to a plan: sizes, tile shapes, memory and disk, before a pixel is read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import torch
 
 from engine.errors import NotEnoughMemory, OutputTooLarge, PlanError
@@ -16,12 +17,11 @@ from engine.render import Tiling
 from engine.resample import source_box
 from engine.residual import WORKING_SET_BYTES
 from engine.tiling.grid import Grid, ShardKey
-from engine.tiling.plan import Plan, canvas_bytes
+from engine.tiling.plan import MAX_SIDE_PX, Plan, canvas_bytes
 
 PIXEL_VERSION = 2
 """Raised only when the same plan would give other pixels; guarded by golden hashes."""
 
-MAX_SIDE_PX = 1 << 20
 MAX_TILE_PX = 512
 MIN_TILE_PX = 64
 DRAWN_SIDE_PX = {1: 512, 2: 1024, 4: 1024, 8: 2048, 16: 2048}
@@ -215,13 +215,18 @@ def disk_bytes(layout: Layout, grid: Grid, *, has_mask: bool, formats: Sequence[
     item = 1 if layout.dtype == "uint8" else 2
     staged = layout.size.num_pixels * (layout.channels * item + (2 if has_mask else 0))
     detail = int(0.3 * layout.size.num_pixels * 6) if has_mask else 0
-    flat = grid.size.num_pixels * layout.channels * item
-    pyramid = sum(level.num_pixels for level in grid.level_sizes) * layout.channels * item
-    exports = [pyramid if fmt == "tiff" else flat for fmt in formats if fmt != "ome-zarr"]
     generated = grid.size.num_pixels if has_mask else 0
-    on_its_way = max(flat if exports else 0, generated)
-    canvas = canvas_bytes(grid, layout.channels, layout.dtype)
-    return canvas + sum(exports) + on_its_way + generated + staged + detail
+    on_its_way = max(0 if set(formats) <= {"ome-zarr"} else grid.size.num_pixels * layout.channels * item, generated)
+    outputs = kept_bytes(layout, grid, has_mask=has_mask, formats={"ome-zarr", *formats})  # a step, if no output
+    return outputs + on_its_way + staged + detail
+
+
+def kept_bytes(layout: Layout, grid: Grid, *, has_mask: bool, formats: Collection[str]) -> int:
+    """Upper bound of the outputs: uncompressed; a TIFF has all levels, as the canvas does."""
+    pyramid = canvas_bytes(grid, layout.channels, layout.dtype)
+    flat = grid.size.num_pixels * layout.channels * np.dtype(layout.dtype).itemsize
+    outputs = [pyramid if fmt in ("ome-zarr", "tiff") else flat for fmt in formats]
+    return sum(outputs) + (grid.size.num_pixels if has_mask else 0)
 
 
 def drawing_order(plan: Plan, tiling: Tiling) -> Iterator[ShardKey]:

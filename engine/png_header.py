@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.errors import UnreadableInput, UnsupportedInput
 from engine.geometry import Size
-from engine.picture_header import Header, big_endian, read_exactly
+from engine.picture_header import Header, big_endian, listed, read_exactly
 
 _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
@@ -17,6 +17,13 @@ _MAX_ANCILLARY_BYTES = 8 << 20
 """Of all chunks beside the pixels, as they are once inflated: real profiles and texts stay far below."""
 _STEP_BYTES = 1 << 20
 _INFLATED = (b"iCCP", b"zTXt", b"iTXt")
+_KEPT = {b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"pHYs", b"tEXt", b"zTXt", b"iTXt"}
+"""Carried, or told of elsewhere."""
+_COLOUR = {b"cHRM", b"gAMA", b"sRGB", b"cICP", b"mDCV", b"mDCv", b"cLLI", b"cLLi"}
+_SMALL = (b"gAMA", b"cICP", b"pHYs")
+_HDR = {16: "PQ", 18: "HLG"}
+"""Transfer functions of ITU-T H.273 whose values are not those of a display."""
+_SRGB_GAMMA, _GAMMA_TOLERANCE = 45455, 455
 
 
 def read_header(file: BufferedReader, path: Path) -> Header:
@@ -30,10 +37,55 @@ def read_header(file: BufferedReader, path: Path) -> Header:
     depth, colour, interlaced = body[8], body[9], body[12]
     if depth not in _DEPTHS.get(colour, ()) or not 0 < min(size.h, size.w) <= size.long_side <= _MAX_SIDE_PX:
         raise UnreadableInput(f"{path}: no PNG has {size} px, colour type {colour} and {depth} bits. Copy it anew.")
-    kinds = _kinds_before_pixels(file, path)
-    channels = _CHANNELS[colour] + (b"tRNS" in kinds and colour in (0, 2, 3))
+    chunks = _chunks_before_pixels(file, path)
+    _check_colours(path, chunks)
+    channels = _CHANNELS[colour] + (b"tRNS" in chunks and colour in (0, 2, 3))
     num_bytes = size.num_pixels * channels * (2 if depth == 16 else 1)
-    return Header("png", size, channels, "uint16" if depth == 16 else "uint8", num_bytes if interlaced else 0)
+    return Header(
+        "png",
+        size,
+        channels,
+        "uint16" if depth == 16 else "uint8",
+        num_bytes if interlaced else 0,
+        resolution_px_per_mm=_resolution(chunks.get(b"pHYs", b"")),
+        has_profile=b"iCCP" in chunks,
+        left_out=_left_out(chunks),
+    )
+
+
+def _check_colours(path: Path, chunks: dict[bytes, bytes]) -> None:
+    """Raises UnsupportedInput for samples that mean other colours than the outputs, without these chunks, would say."""
+    transfer = chunks.get(b"cICP", b"")[1:2]
+    if transfer and transfer[0] in _HDR:
+        raise UnsupportedInput(
+            f"{path}: an HDR picture ({_HDR[transfer[0]]}, cICP transfer {transfer[0]}), which sRGB cannot show. "
+            "Convert it to sRGB or to a profile."
+        )
+    gamma = big_endian(chunks.get(b"gAMA", b""))
+    if not gamma or chunks.keys() & {b"iCCP", b"sRGB", b"cICP"}:
+        return
+    if abs(gamma - _SRGB_GAMMA) > _GAMMA_TOLERANCE:
+        raise UnsupportedInput(
+            f"{path}: a gamma of {gamma / 100_000:g} (gAMA) and no profile; {_SRGB_GAMMA / 100_000:g} is what outputs "
+            "without a profile are shown with. Convert it to sRGB, or assign a profile."
+        )
+
+
+def _resolution(body: bytes) -> tuple[float, float] | None:
+    """(y, x) pixels per mm, where the unit is the metre."""
+    x, y = big_endian(body[:4]), big_endian(body[4:8])
+    return (y / 1000, x / 1000) if body[8:9] == b"\1" and min(x, y) > 0 else None
+
+
+def _left_out(chunks: dict[bytes, bytes]) -> tuple[str, ...]:
+    colour = [kind.decode() for kind in chunks.keys() & _COLOUR]
+    others = [ascii(kind.decode("latin-1"))[1:-1] for kind in chunks.keys() - _COLOUR - _KEPT]
+    found = [f"the PNG colour chunks {listed(colour)}"] * bool(colour)
+    found += [f"the PNG chunks {listed(others)}"] * bool(others)
+    density = chunks.get(b"pHYs", b"")
+    if density[8:9] == b"\0" and density[:4] != density[4:8]:
+        found.append("a shape of the pixels without a resolution (pHYs)")
+    return tuple(found)
 
 
 def check_end(file: BufferedReader, path: Path) -> None:
@@ -59,22 +111,26 @@ def check_end(file: BufferedReader, path: Path) -> None:
         ancillary.add(file, kind, length)
 
 
-def _kinds_before_pixels(file: BufferedReader, path: Path) -> set[bytes]:
-    kinds: set[bytes] = set()
+def _chunks_before_pixels(file: BufferedReader, path: Path) -> dict[bytes, bytes]:
+    """The kinds of the chunks behind IHDR, each with its first bytes where these are asked for."""
+    found: dict[bytes, bytes] = {}
     ancillary = _Ancillary(path)
     offset = 33
     while True:
         file.seek(offset)
         length, kind = _chunk(file, path)
         if kind in (b"IDAT", b"IEND"):
-            return kinds
+            return found
         if kind == b"acTL":
             frames = big_endian(read_exactly(file, 4))
             raise UnsupportedInput(
                 f"{path}: an animated PNG of {frames} frames; 1 picture is restored. Save it as a plain PNG."
             )
-        kinds.add(kind)
-        ancillary.add(file, kind, length)
+        if kind in _SMALL:
+            found.setdefault(kind, file.read(min(length, 9)))
+        else:
+            found.setdefault(kind, b"")
+            ancillary.add(file, kind, length)
         offset += 12 + length
 
 

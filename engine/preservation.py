@@ -46,10 +46,11 @@ Document = Mapping[str, Any]
 def premis_xml(document: Document) -> bytes:
     """One event of type modification, its agent (the engine with its model), and the files it was about."""
     root = Xml.Element(f"{{{PREMIS}}}premis", {"version": "3.0"})
-    sources, outcomes = _sources(document), document["outputs"].values()
-    objects = [*(("source", entry) for entry in sources), *(("outcome", entry) for entry in outcomes)]
-    for role, entry in objects:
-        _premis_object(root, entry, role)
+    objects = [("source", "source", document["input"]), ("mask", "source", document["mask"])]
+    objects += [("outcome", "outcome", entry) for entry in document["outputs"].values()]
+    objects = [(use, role, entry) for use, role, entry in objects if entry is not None]
+    for use, _, entry in objects:
+        _premis_object(root, entry, use)
     event = _add(root, PREMIS, "event")
     _identify(event, "event", _event_id(document))
     _add(event, PREMIS, "eventType", "modification")
@@ -66,10 +67,10 @@ def premis_xml(document: Document) -> bytes:
     _add(agent, PREMIS, "linkingAgentIdentifierType", "local")
     _add(agent, PREMIS, "linkingAgentIdentifierValue", _agent_id(document))
     _add(agent, PREMIS, "linkingAgentRole", "executing program")
-    for role, entry in objects:
+    for use, role, entry in objects:
         link = _add(event, PREMIS, "linkingObjectIdentifier")
         _add(link, PREMIS, "linkingObjectIdentifierType", "local")
-        _add(link, PREMIS, "linkingObjectIdentifierValue", f"{role}/{entry['name']}")
+        _add(link, PREMIS, "linkingObjectIdentifierValue", f"{use}/{entry['name']}")
         _add(link, PREMIS, "linkingObjectRole", role)
     _premis_agent(root, document)
     return _serialized(root)
@@ -119,15 +120,15 @@ def _sources(document: Document) -> Iterator[Document]:
     yield from (document[name] for name in ("input", "mask") if document[name] is not None)
 
 
-def _premis_object(root: Xml.Element, entry: Document, role: str) -> None:
+def _premis_object(root: Xml.Element, entry: Document, use: str) -> None:
     """A file with its fixity; a folder is a representation, which has none in PREMIS, so it is a property there.
 
-    The role is part of the identifier, for a picture and its restoration may bear the same name.
+    Its use is part of the identifier, for a picture, its mask and its restoration may bear the same name.
     """
     is_file = entry["digest_of"] == "file"
     thing = _add(root, PREMIS, "object")
     thing.set(f"{{{XSI}}}type", "premis:file" if is_file else "premis:representation")
-    _identify(thing, "object", f"{role}/{entry['name']}")
+    _identify(thing, "object", f"{use}/{entry['name']}")
     if is_file:
         characteristics = _add(thing, PREMIS, "objectCharacteristics")
         fixity = _add(characteristics, PREMIS, "fixity")

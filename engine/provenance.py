@@ -5,7 +5,7 @@ and METS, `engine.credentials` in C2PA.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +18,8 @@ from engine.errors import StorageError
 from engine.generated_map import Generated, restored_region
 from engine.image import ImageInfo
 from engine.models.card import Card
-from engine.objects import Place, objects_at
-from engine.store import digest_of
+from engine.objects import Place, Prefix
+from engine.store import Digest, digest_of
 from engine.tiling.canvas import ledger_folder, stored_plan
 from engine.tiling.layout import object_key
 from engine.tiling.ledger import Ledger
@@ -43,27 +43,27 @@ class Fixity:
         return {"name": self.name, "sha256": self.sha256, "bytes": self.num_bytes, "digest_of": self.digest_of}
 
 
-def fixity_of(path: Path, *, name: str | None = None) -> Fixity:
-    """Reads a file, a folder or all shards of a canvas again. `name`: what a canvas in progress will be called.
+def fixity_of(path: Path, *, digest: Callable[[Path], Digest] = digest_of) -> Fixity:
+    """Of a file, a folder or all shards of a canvas, each of which is read again, or asked of `digest`.
 
     Raises StorageError for what is missing or cannot be read.
     """
-    name = name or path.name
     if not path.is_dir():
-        digest = digest_of(path)
-        return Fixity(name, digest.sha256, digest.num_bytes)
+        return Fixity(path.name, *_read(path, digest))
     plan = stored_plan(path)
     if plan is None:
-        return folder_fixity(path, name=name)
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return _merkle(
+            path.name, "folder", ((file.relative_to(path).as_posix(), *_read(file, digest)) for file in files)
+        )
     keys = plan.grid.all_keys()
-    stored = ((key.name, *_digest(path / object_key(key.level, key.iy, key.ix))) for key in keys)
-    return _merkle(name, "shards", stored)
+    stored = ((key.name, *_read(path / object_key(key.level, key.iy, key.ix), digest)) for key in keys)
+    return _merkle(path.name, "shards", stored)
 
 
-def folder_fixity(root: Place, *, name: str) -> Fixity:
-    """Of all objects below a folder or a prefix."""
-    objects = objects_at(root)
-    digests = ((key, objects.digest(key)) for key in objects.keys())  # noqa: SIM118  no mapping
+def folder_fixity(root: Prefix, *, name: str) -> Fixity:
+    """As `fixity_of` for a folder, of all objects below a prefix."""
+    digests = ((key, root.digest(key)) for key in root.keys())  # noqa: SIM118  no mapping
     return _merkle(name, "folder", ((key, digest.sha256, digest.num_bytes) for key, digest in digests))
 
 
@@ -161,6 +161,6 @@ def _merkle(name: str, kind: Literal["folder", "shards"], parts: Iterable[tuple[
     return Fixity(name, root, total, kind)
 
 
-def _digest(path: Path) -> tuple[str, int]:
-    digest = digest_of(path)
-    return digest.sha256, digest.num_bytes
+def _read(path: Path, digest: Callable[[Path], Digest]) -> tuple[str, int]:
+    found = digest(path)
+    return found.sha256, found.num_bytes

@@ -18,7 +18,7 @@ from engine.errors import OutputBusy, OutputExists, StorageError, UnreadableInpu
 from engine.failpoints import hit
 from engine.objects import Prefix
 from engine.provenance import Fixity, fixity_of, folder_fixity, recorded_fixity
-from engine.receipt import parse_receipt, receipt_of
+from engine.receipt import new_receipt, parse_receipt
 from engine.tiling.canvas import damaged_metadata, ledger_folder, stored_plan
 from engine.tiling.damage import Kind, Problem, Progress
 from engine.tiling.layout import object_key
@@ -53,8 +53,9 @@ def read_pointer(out: Prefix, name: str) -> Pointer | None:
     if found is None:
         return None
     receipt = parse_receipt(found[0])
-    good = receipt is not None and receipt.get("prefix") == f"{name}/{receipt['plan_id']}"  # or it leads elsewhere
-    return Pointer(receipt if good else None, found[1])
+    if receipt is None or receipt["plan"]["name"] != name or receipt.get("prefix") != f"{name}/{receipt['plan_id']}":
+        return Pointer(None, found[1])  # or it would lead elsewhere
+    return Pointer(receipt, found[1])
 
 
 def published_canvas(url: Prefix) -> Prefix:
@@ -131,7 +132,7 @@ def publish(
             canvas.verify(canvas.grid.all_keys())
             outputs[CANVAS] = recorded_fixity(canvas.root).to_json()
         told = {**facts, "prefix": f"{plan.name}/{plan.plan_id}"}
-        receipt = receipt_of(plan, outputs, told, before)
+        receipt = new_receipt(plan, outputs, told, before)
         hit("publish")
         if receipt == before or out.replace(
             _pointer_key(plan.name), seal(receipt), over=None if pointer is None else pointer.tag

@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine import remote
-from engine.errors import InputError, OutputExists, StorageError
+from engine.errors import InputError, OutputExists, StorageError, UnreadableInput
 from engine.generated_map import GENERATED, Generated, restored_region, write_generated_map
 from engine.geometry import Box, Size
 from engine.guide import make_guide
@@ -46,7 +47,10 @@ from engine.receipt import (
     is_finished,
     keeps_canvas,
     plan_id_of,
+    published_canvas,
+    record_export,
     refuse_taken,
+    refuse_taken_files,
     tidy,
     write_receipt,
 )
@@ -54,9 +58,9 @@ from engine.render import Renderer, Tiling
 from engine.resample import resample_area
 from engine.residual import aggregate
 from engine.store import digest_of, make_folders, storage_errors
-from engine.tiling.canvas import AnyCanvas, Canvas
+from engine.tiling.canvas import AnyCanvas, Canvas, adding_to
 from engine.tiling.execute import ShardEnd, run
-from engine.tiling.export import SUFFIX, check_format, export
+from engine.tiling.export import check_format, export
 from engine.tiling.grid import ShardKey
 from engine.tiling.layout import stored_metadata
 from engine.tiling.plan import Plan, canvas_bytes, validate
@@ -72,11 +76,21 @@ Progress = Callable[[ShardEnd, Plan], None]
 class Restorer:
     """A loaded model that restores pictures one after another, in this process."""
 
-    def __init__(self, *, model: str | None = None, degradation: str = "clean", precision: str = "auto") -> None:
+    def __init__(
+        self,
+        *,
+        model: str | None = None,
+        degradation: str = "clean",
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> None:
         self.checkpoint = load(model or for_degradation(degradation))
-        self._runner = TorchRunner(
-            self.checkpoint, precision=resolved_precision(precision), threads=len(os.sched_getaffinity(0))
-        )
+        self._precision = resolved_precision(precision)
+        self._threads = threads or len(os.sched_getaffinity(0))
+
+    @cached_property
+    def _runner(self) -> TorchRunner:
+        return TorchRunner(self.checkpoint, precision=self._precision, threads=self._threads)
 
     def plan(self, job: Job, request: Request) -> tuple[Plan, Tiling, ImageInfo]:
         """What would be done, from headers and digests; nothing is decoded or written."""
@@ -109,23 +123,34 @@ class Restorer:
         if job.remote is not None:
             outputs, done, reused = self._make_remote(plan, job, job.remote, request, info, tiling, progress)
             seconds = time.monotonic() - started
-            return Receipt(plan.plan_id, outputs, seconds, plan.grid.num_shards, done, reused, _notes(info))
+            return Receipt(plan.plan_id, outputs, seconds, plan.grid.num_shards, done, reused, _notes(info, request))
         done = reused = plan.grid.num_shards
         if not is_finished(plan, job.targets, job):
             refuse_taken(plan, job.targets, job)
-            published = job.out / f"{job.name}{SUFFIX['ome-zarr']}"
+            published = published_canvas(job.out, job.name)
             if plan_id_of(published) == plan.plan_id:  # made earlier; another format is wanted now
-                canvas = Canvas.load(published)
-                try:
-                    self._finish(canvas, _Work(self, canvas, job, request, info, tiling))
-                finally:
-                    shutil.rmtree(canvas.scratch, ignore_errors=True)
+                with adding_to(published) as canvas:
+                    tidy(job, job.targets)
+                    announce(canvas.scratch, job.targets)
+                    self._finish(canvas, _Work(self, canvas, job, request, info, tiling, canvas.scratch))
             else:
                 validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
                 done, reused = self._make(plan, job, request, info, tiling, progress)
         seconds = time.monotonic() - started
         outputs = tuple(job.targets.values())
-        return Receipt(plan.plan_id, outputs, seconds, plan.grid.num_shards, done, reused, _notes(info))
+        return Receipt(plan.plan_id, outputs, seconds, plan.grid.num_shards, done, reused, _notes(info, request))
+
+    def lay_out(self, job: Job, request: Request) -> Plan | None:
+        """Begins a picture, for `Part` to draw its shards; None where it is finished, or has its canvas already."""
+        plan, _, info = self.plan(job, request)
+        if is_finished(plan, job.targets, job) or plan_id_of(published_canvas(job.out, job.name)) == plan.plan_id:
+            return None
+        refuse_taken(plan, job.targets, job)
+        validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
+        with storage_errors(job.out):
+            make_folders(job.out)
+        Canvas.open(plan, job.out, metadata=carried(info, request)).close()
+        return plan
 
     def _make(
         self, plan: Plan, job: Job, request: Request, info: ImageInfo, tiling: Tiling, progress: Progress | None
@@ -135,12 +160,12 @@ class Restorer:
             make_folders(job.out)
         with Canvas.open(plan, job.out, metadata=carried(info, request)) as canvas:
             tidy(job, job.targets)
-            work = _Work(self, canvas, job, request, info, tiling)
+            work = _Work(self, canvas, job, request, info, tiling, canvas.scratch)
             done, reused = work.run(progress)
             announce(canvas.scratch, job.targets)
             self._finish(canvas, work)
             if keeps_canvas(plan, job.targets, job):
-                canvas.publish(job.out / f"{job.name}{SUFFIX['ome-zarr']}", replace=job.replace)
+                canvas.publish(published_canvas(job.out, job.name), replace=job.replace)
             else:
                 canvas.discard()
         return done, reused
@@ -164,7 +189,7 @@ class Restorer:
             kept, metadata = remote.keeps_canvas(out, plan, formats), carried(info, request)
             with RemoteCanvas.open(plan, out, metadata=metadata, kept=kept, scratch_in=job.out) as canvas:
                 local = replace(job, out=canvas.scratch / "outputs", remote=None)
-                work = _Work(self, canvas, local, request, info, tiling)
+                work = _Work(self, canvas, local, request, info, tiling, canvas.scratch)
                 done, reused = work.run(progress)
                 facts = self._export(canvas, work)
                 files = {name: path for name, path in local.targets.items() if name != "ome-zarr"}
@@ -206,7 +231,8 @@ class Restorer:
                     metadata=carried(work.info, work.request),
                     tiff_compression=job.tiff_compression,
                 )
-        return describe(plan, self.checkpoint.card, work.info, mask=job.mask, generated=generated)
+        told = replace(work.info, metadata=carried(work.info, work.request))
+        return describe(plan, self.checkpoint.card, told, mask=job.mask, generated=generated)
 
     def measured_rate(self) -> float:
         """Multiply-adds per second of the network here, from one small tile at x4."""
@@ -244,10 +270,17 @@ class _Work:
     """Draws shards of one picture; decodes and looks at it only when the first one is asked for."""
 
     def __init__(
-        self, restorer: Restorer, canvas: AnyCanvas, job: Job, request: Request, info: ImageInfo, tiling: Tiling
+        self,
+        restorer: Restorer,
+        canvas: AnyCanvas,
+        job: Job,
+        request: Request,
+        info: ImageInfo,
+        tiling: Tiling,
+        scratch: Path,
     ) -> None:
         self.job, self.request, self.info = job, request, info
-        self._restorer, self._canvas, self._tiling = restorer, canvas, tiling
+        self._restorer, self._canvas, self._tiling, self._scratch = restorer, canvas, tiling, scratch
         self._halve = HalveShard(canvas)
 
     def run(self, progress: Progress | None) -> tuple[int, int]:
@@ -272,18 +305,39 @@ class _Work:
         """Decoded in a process of its own, as the picture is: a file that kills its decoder is one that is refused."""
         if self.job.mask is None:
             return no_mask(self.info.size)
-        return read_mask_in_child(self.job.mask, size=self.info.size, scratch=self._canvas.scratch)
+        return read_mask_in_child(self.job.mask, size=self.info.size, scratch=self._scratch)
 
     @cached_property
     def _renderer(self) -> Renderer:
-        scratch = self._canvas.scratch
         try:
-            source, mask = decode_in_child(self.info, scratch), self.mask
+            source, mask = decode_in_child(self.info, self._scratch), self.mask
+            planned = self._canvas.plan
+            if (source.sha256, mask.sha256) != (planned.input_sha256, planned.mask_sha256):
+                raise UnreadableInput(f"{self.info.path}: changed since it was planned, or its mask did. Run again.")
         except InputError:
-            if not any(self._canvas.is_done(key) for key in self._canvas.grid.all_keys()):
+            if self._canvas.is_owned and not any(self._canvas.is_done(key) for key in self._canvas.grid.all_keys()):
                 self._canvas.discard()  # nothing was computed, nothing is to be resumed
             raise
-        return self._restorer.renderer(source, mask, self.request, self._tiling, scratch)
+        return self._restorer.renderer(source, mask, self.request, self._tiling, self._scratch)
+
+
+class Part:
+    """Draws shards of a picture that `Restorer.lay_out` has begun, beside other processes; decodes it once."""
+
+    def __init__(self, restorer: Restorer, job: Job, request: Request, scratch: Path) -> None:
+        """`scratch`: a folder of this process alone, made and removed by it."""
+        self.plan, tiling, info = restorer.plan(job, request)
+        self._canvas = Canvas.join(self.plan, job.out)
+        self._keys = list(drawing_order(self.plan, tiling))
+        self._work = _Work(restorer, self._canvas, job, request, info, tiling, scratch)
+        self._scratch = scratch
+
+    def draw(self, first: int, last: int) -> Iterator[ShardEnd]:
+        """The shards `first` to `last - 1` of the full size, in drawing order."""
+        yield from run(self._canvas, self._keys[first:last], self._work)
+
+    def close(self) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def _draw(renderer: Renderer, plan: Plan, request: Request, size: Size, box: Box) -> Pixels:
@@ -301,9 +355,9 @@ def _draw(renderer: Renderer, plan: Plan, request: Request, size: Size, box: Box
     return resample_area(renderer.draw(drawn), have, box, source=enlarged, target=plan.size)
 
 
-def _notes(info: ImageInfo) -> tuple[str, ...]:
+def _notes(info: ImageInfo, request: Request) -> tuple[str, ...]:
     """What of the input is not in the outputs as it was."""
-    left_out = tuple(f"left out: {what}" for what in info.metadata.left_out)
+    left_out = tuple(f"left out: {what}" for what in carried(info, request).left_out)
     return left_out if info.converted is None else (f"converted: {info.converted}", *left_out)
 
 
@@ -313,30 +367,53 @@ def export_finished(
     """Write a finished canvas in more formats, as `out/<its name><suffix>`; the canvas stays as it is.
 
     canvas: a folder, or the URL of the receipt on an object store that names it.
-    Raises OutputExists for a file that is there already and is not to be replaced, and what `export` raises.
+    Beside the canvas, its receipt then names them. Raises OutputExists for a file that is there already and is not to
+    be replaced, or not known as an output of this canvas; StorageError for a damaged or renamed canvas; and what
+    `export` raises.
     """
     if isinstance(canvas, Prefix):
-        canvas = remote.published_canvas(canvas)
-        source: AnyCanvas = RemoteCanvas.load(canvas)
+        root: Place = remote.published_canvas(canvas)
+        beside = False
+        opened: AbstractContextManager[AnyCanvas] = RemoteCanvas.load(root)
     else:
-        source = Canvas.load(canvas)
-    made: list[Path] = []
-    for name in formats:
-        path = out / f"{source.plan.name}{SUFFIX[name]}"
-        if path.exists() and not replace:
-            raise OutputExists(f"{path}: exists already; choose another --out, or give --replace")
-        export(
-            lambda level, box: source.read(box, level=level),
-            level_sizes=source.grid.level_sizes,
-            channels=source.plan.channels,
-            dtype=source.plan.dtype,
-            fmt=name,
-            path=path,
-            metadata=stored_metadata(canvas),
-            tiff_compression=tiff_compression,
-        )
-        made.append(path)
-    return made
+        root = canvas.resolve()
+        beside = out.resolve() == root.parent
+        opened = adding_to(root) if beside else Canvas.load(root)
+    with opened as source:
+        plan = source.plan
+        if root.name != published_canvas(out, plan.name).name:
+            raise StorageError(f"{root}: is the canvas of {plan.name}; give it back the name {plan.name}.zarr")
+        image = root if isinstance(root, Path) else out / root.name
+        job = Job(image, None, out, plan.name, tuple(formats), tiff_compression=tiff_compression)
+        metadata = stored_metadata(root)
+        for name, path in job.targets.items():
+            if path.exists() and not replace:
+                raise OutputExists(f"{path}: exists already; choose another --out, or give --replace")
+            check_format(
+                name,
+                size=plan.size,
+                channels=plan.channels,
+                dtype=plan.dtype,
+                metadata=metadata,
+                tiff_compression=tiff_compression,
+            )
+        refuse_taken_files(plan, job.targets, job)
+        if beside:
+            announce(source.scratch, job.targets)
+        for name, path in job.targets.items():
+            export(
+                lambda level, box: source.read(box, level=level),
+                level_sizes=source.grid.level_sizes,
+                channels=plan.channels,
+                dtype=plan.dtype,
+                fmt=name,
+                path=path,
+                metadata=metadata,
+                tiff_compression=tiff_compression,
+            )
+        if beside:
+            record_export(plan, job)
+    return list(job.targets.values())
 
 
 def carried(info: ImageInfo, request: Request) -> Metadata:

@@ -9,10 +9,13 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Self
 from uuid import uuid4
@@ -33,7 +36,14 @@ class Digest:
 
 
 def storage_error(error: OSError, path: Path, *, needed_bytes: int | None = None) -> StorageError:
-    """The typed error for what the operating system said about writing `path` (`needed_bytes` long, where known)."""
+    """The typed error for what the operating system said about `path` (`needed_bytes` to be written, where known)."""
+    if error.errno == errno.ENAMETOOLONG:
+        longest = max(len(os.fsencode(part)) for part in path.parts)
+        most = [os.pathconf(nearest_folder(path), name) for name in ("PC_NAME_MAX", "PC_PATH_MAX")]
+        return StorageError(
+            f"{path}: a name of {longest} bytes in a path of {len(os.fsencode(path))}, this disk takes {most[0]} and "
+            f"{most[1]}; choose a shorter one"
+        )
     if error.errno in _FULL:
         wanted = "more" if needed_bytes is None else f"{needed_bytes:,} bytes"
         return StorageFull(
@@ -156,19 +166,29 @@ def remove_partials(root: Path) -> int:
 
 def remove_replaced(final: Path) -> None:
     """Deletes what was renamed aside (``<name>.<random>.replaced``) for `final`, now or by a run that was killed."""
+    ours = re.compile(re.escape(final.name) + r"\.[0-9a-f]{32}\.replaced")
     for old in final.parent.glob("*.replaced"):
-        if old.name.startswith(f"{final.name}."):
+        if ours.fullmatch(old.name):
             if old.is_dir() and not old.is_symlink():
                 shutil.rmtree(old)
             else:
                 old.unlink()
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Opens a plain file to read. Raises OSError for all else: a folder, a device, a pipe, which is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return open(descriptor, "rb")
+
+
 def digest_of(path: Path) -> Digest:
-    """Reads a stored object again, in pieces, and tells its digest."""
+    """Reads a stored object again, in pieces, and tells its digest. Raises StorageError, also for what is no file."""
     with storage_errors(path):
         hit("read")
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             return Digest(sha256, stream.tell())
 

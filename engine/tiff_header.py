@@ -7,6 +7,7 @@ reduced pictures of others (pyramid levels, thumbnails) or masks of them are no 
 
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from engine.errors import UnreadableInput, UnsupportedInput
 from engine.geometry import Size, ceil_div
-from engine.picture_header import Header
+from engine.picture_header import Header, listed
 
 _MAX_DIRECTORIES = 512
 _MAX_ENTRIES = 4096
@@ -41,6 +42,15 @@ _NOT_A_PAGE = 1 | 4
 _INTEGER, _FLOAT = 1, 3
 _PREMULTIPLIED, _STRAIGHT = 1, 2
 _CMYK_INKS = 1
+_COLOUR_TAGS = {301: "TransferFunction", 318: "WhitePoint", 319: "PrimaryChromaticities"}
+_GEO_TAGS = {33550, 33920, 33922, 34264, 34735, 34736, 34737, 42112, 42113}
+_KEPT_TAGS = frozenset(
+    (*range(254, 260), *range(262, 267), *range(269, 275), *range(277, 286), *range(288, 294), 296, 305, 306)
+).union(
+    (*range(315, 318), 320, *range(322, 329), *range(330, 335), *range(336, 342), 347, *range(512, 522)),
+    (*range(529, 533), 700, 18246, 18249, 33432, 33723, 34377, 34665, 34675, 34853, *range(40091, 40096), 40965),
+)
+"""Tags of the layout and the samples, those that `engine.metadata` carries, and those it tells of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +159,18 @@ def read_header(file: BufferedReader, path: Path, *, page: int | None) -> Header
         directory=chosen.index,
         needs_tifffile=needs_tifffile,
         palette=samples.palette,
+        left_out=_left_out(chosen.entries.keys()),
     )
+
+
+def _left_out(tags: Iterable[int]) -> tuple[str, ...]:
+    others = set(tags) - _KEPT_TAGS
+    colour = [_COLOUR_TAGS[tag] for tag in others & _COLOUR_TAGS.keys()]
+    names = [str(tag) for tag in others - _COLOUR_TAGS.keys() - _GEO_TAGS]
+    found = [f"the TIFF colour tags {listed(colour)}"] * bool(colour)
+    found += ["the place on the earth (GeoTIFF)"] * bool(others & _GEO_TAGS)
+    found += [f"the TIFF tags {listed(names)}"] * bool(names)
+    return tuple(found)
 
 
 def _chosen(path: Path, directories: "list[_Directory]", page: int | None) -> _Directory:

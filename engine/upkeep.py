@@ -15,7 +15,8 @@ from typing import Any
 from engine import remote
 from engine.errors import EngineError, OutputBusy, StorageError, StorageReadOnly, UnreadableInput
 from engine.objects import Place, Prefix
-from engine.provenance import fixity_of
+from engine.outputs import output_folders
+from engine.provenance import fixity_of, recorded_fixity
 from engine.receipt import (
     looks_like_receipt,
     read_receipt,
@@ -53,9 +54,9 @@ class Verdict:
 def verify_outputs(paths: Iterable[Place], *, progress: Progress | None = None) -> Iterator[Verdict]:
     """Reads everything that was stored for each picture again, and strikes what is bad.
 
-    paths: folders of outputs, canvases (published or in progress), receipts, or URLs of receipts or of what is above
-    them. `progress` is told each file that was
-    read. Raises UnreadableInput for a path that is none of these. Damage is no error: it is in the verdicts.
+    paths: folders of outputs (and all below them), canvases (published or in progress), receipts, or URLs of receipts
+    or of what is above them. `progress` is told each file that was read. Raises UnreadableInput for a path that is none
+    of these, or has nothing to be checked. Damage is no error: it is in the verdicts.
     """
     told = progress or _tell_nobody
     for path in paths:
@@ -65,7 +66,12 @@ def verify_outputs(paths: Iterable[Place], *, progress: Progress | None = None) 
                 yield Verdict(prefix / f"{name}.json", problems, note)
             continue
         path = Path(path).absolute()
-        for out, canvas, name in _pictures(path):
+        pictures = list(_pictures(path))
+        if not pictures:
+            raise UnreadableInput(
+                f"{path}: 0 outputs checked, for it has no canvas and no receipt; give what `restore` wrote to --out"
+            )
+        for out, canvas, name in pictures:
             if canvas is not None and is_working(canvas):
                 yield _verify_working(canvas, told)
             else:
@@ -77,14 +83,8 @@ def _pictures(path: Path) -> Iterator[tuple[Path, Path | None, str]]:
     if (path / "_engine").is_dir():
         yield path.parent, path, path.name.removesuffix(_CANVAS)
     elif path.is_dir():
-        with storage_errors(path):
-            found = sorted(path.iterdir())
-        canvases = [child for child in found if child.suffix == _CANVAS and (child / "_engine").is_dir()]
-        for child in canvases:
-            yield path, child, child.name.removesuffix(_CANVAS)
-        for child in found:
-            if child.with_name(f"{child.stem}{_CANVAS}") not in canvases and looks_like_receipt(child):
-                yield path, None, child.stem
+        for folder in output_folders(path):
+            yield from _pictures_in(folder)
     elif looks_like_receipt(path):
         canvas = path.with_name(f"{path.stem}{_CANVAS}")
         yield path.parent, canvas if (canvas / "_engine").is_dir() else None, path.stem
@@ -92,6 +92,17 @@ def _pictures(path: Path) -> Iterator[tuple[Path, Path | None, str]]:
         raise UnreadableInput(
             f"{path}: is no folder of outputs, canvas or receipt of this program; give what `restore` wrote to --out"
         )
+
+
+def _pictures_in(folder: Path) -> Iterator[tuple[Path, Path | None, str]]:
+    with storage_errors(folder):
+        found = sorted(folder.iterdir())
+    canvases = {child for child in found if child.suffix == _CANVAS and (child / "_engine").is_dir()}
+    for child in sorted(canvases):
+        yield folder, child, child.name.removesuffix(_CANVAS)
+    for child in found:
+        if child.with_name(f"{child.stem}{_CANVAS}") not in canvases and looks_like_receipt(child):
+            yield folder, None, child.stem
 
 
 def _tell_nobody(path: Place, num_bytes: int) -> None:
@@ -112,18 +123,23 @@ def _verify_working(canvas: Path, progress: Progress) -> Verdict:
 
 def _verify_published(out: Path, name: str, progress: Progress, *, in_folder: bool) -> Verdict:
     canvas = out / f"{name}{_CANVAS}"
+    where = canvas if (canvas / "_engine").is_dir() else receipt_path(out, name)
     bad_receipts, receipt, notes = _check_receipts(out, name, canvas, in_folder=in_folder)
     exports: tuple[Problem, ...] = ()
     if receipt is not None and (in_folder or receipt_path(out, name).exists()):
         exports = tuple(_export_problems(out, receipt, progress))
-        struck = [problem.name for problem in exports if problem.name != "ome-zarr"]
+        struck = [problem.name for problem in exports]
         if struck:
             notes.append(_hindrance(lambda: strike_outputs(out, name, struck)))
     stored: tuple[Problem, ...] = ()
-    if (canvas / "_engine").is_dir():
+    if where == canvas:
         stored, note = _check_canvas(canvas, receipt, progress)
         notes.append(note)
-    where = canvas if (canvas / "_engine").is_dir() or stored else receipt_path(out, name)
+    elif receipt is not None and in_folder and "ome-zarr" in receipt["outputs"]:
+        if _is_complete(working_folder(out, name, receipt["plan_id"]), receipt):
+            notes.append("its canvas is in progress: run the same command again")
+        else:
+            stored = (Problem(canvas, "ome-zarr", Kind.MISSING),)
     return Verdict(where, (*stored, *bad_receipts, *exports), "; ".join(note for note in notes if note))
 
 
@@ -133,18 +149,36 @@ def _check_canvas(canvas: Path, receipt: dict[str, Any] | None, progress: Progre
     if plan_id is None:
         lost = Problem(canvas / "_engine" / "plan.json", "plan", Kind.METADATA)
         return (lost,), "its plan is lost: run the same command with --replace"
+    name, swapped = canvas.name.removesuffix(_CANVAS), Problem(canvas, "ome-zarr", Kind.SWAPPED)
+    is_renamed = plan is not None and plan.name != name
+    other = receipt if receipt is not None and receipt["plan_id"] != plan_id and not is_renamed else None
+    if other is not None and not _is_complete(working_folder(canvas.parent, name, other["plan_id"]), other):
+        return (swapped,), "its receipt is of another run: move it away, then run the command of the receipt again"
     problems = tuple(canvas_problems(canvas, plan=plan, plan_id=plan_id, progress=progress))
-    name = canvas.name.removesuffix(_CANVAS)
+    if other is not None:
+        return problems, "it is being replaced: run the same command again"
+    if plan is not None and is_renamed:
+        note = f"it was renamed: give it back its name {plan.name}{_CANVAS}, with which it can be repaired"
+        return (swapped, *problems), note
     if not problems:
-        return (), ""
-    if plan is not None and plan.name != name:
-        return problems, f"it was renamed: give it back its name {plan.name}{_CANVAS} to have it repaired"
+        if receipt is None or "ome-zarr" not in receipt["outputs"] or _is_complete(canvas, receipt):
+            return (), ""
+        note = "its records are not those of the receipt: delete the canvas, then run the same command again"
+        return (Problem(canvas, "ome-zarr", Kind.CHANGED),), note
 
     def take_back() -> None:
         _strike_shards(canvas, plan_id, problems)
         _rename_back(canvas, working_folder(canvas.parent, name, plan_id))
 
     return problems, _hindrance(take_back)
+
+
+def _is_complete(canvas: Path, receipt: dict[str, Any]) -> bool:
+    """Whether a canvas, published or in progress, has the records of all shards that a receipt was written about."""
+    try:
+        return recorded_fixity(canvas).sha256 == receipt["outputs"]["ome-zarr"]["sha256"]
+    except (StorageError, KeyError):
+        return False
 
 
 def _check_receipts(
@@ -156,19 +190,28 @@ def _check_receipts(
     """
     path, copy_path = receipt_path(out, name), receipt_copy(canvas)
     receipt, copy = read_receipt(path), read_receipt(copy_path)
+    if receipt is not None and receipt["plan"]["name"] != name:
+        note = f"it is the receipt of {receipt['plan']['name']}: give it back its name"
+        return (Problem(path, "receipt", Kind.SWAPPED),), None, [note]
     problems: list[Problem] = []
-    if receipt is None and (path.exists() or (in_folder and copy_path.exists())):
+    if receipt is None and (in_folder or os.path.lexists(path)):
         problems.append(missing_or(Kind.METADATA, path, "receipt"))
     # In the middle of a swap the receipt is of the new canvas already, and the copy in the old one is not expected.
     same_plan = receipt is None or receipt["plan_id"] == _plan_of(canvas, receipt)[1]
     if copy is None and same_plan and (receipt is not None or copy_path.exists()) and (canvas / "_engine").is_dir():
         problems.append(missing_or(Kind.METADATA, copy_path, "receipt's copy"))
     intact = receipt or copy
+    if receipt is not None and copy is not None and copy != receipt and copy["plan_id"] == receipt["plan_id"]:
+        # The copy is written first, so of two that tell of as many outputs it is the newer one.
+        intact = max((copy, receipt), key=lambda told: len(told["outputs"]))
+        older = (path, "receipt") if intact is copy else (copy_path, "receipt's copy")
+        problems.append(Problem(*older, Kind.OUTDATED))
     notes: list[str] = []
     if problems and intact is not None:
-        notes.append(_hindrance(lambda: store_receipt(out, name, intact)))
+        if intact["plan"]["name"] == name:
+            notes.append(_hindrance(lambda: store_receipt(out, name, intact)))
     elif problems:
-        notes.append("its receipt is lost: run the same command with --replace")
+        notes.append("its receipt is lost: move its exported files away, then run the same command with --replace")
     return tuple(problems), intact, notes
 
 
@@ -176,9 +219,8 @@ def _export_problems(out: Path, receipt: dict[str, Any], progress: Progress) -> 
     for fmt, made in receipt["outputs"].items():
         path = out / made["name"]
         if fmt == "ome-zarr":
-            if not (path / "_engine").is_dir():
-                yield Problem(path, fmt, Kind.MISSING)
-        elif made["sha256"] is None:  # struck before
+            continue
+        if made["sha256"] is None:  # struck before
             yield missing_or(Kind.CHANGED, path, fmt)
         elif not _is_as_received(path, made, progress):
             yield Problem(path, fmt, file_kind(path, num_bytes=made["bytes"]))

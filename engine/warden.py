@@ -43,6 +43,13 @@ class Limits:
     """
 
 
+def keep_standard_descriptors() -> None:
+    """Opens the null device as each of 0, 1 and 2 that is closed: a socket of that number would be written over."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
 def serve(descriptor: int) -> None:
     """Forks a warden for each connection that comes through the control socket, until that is closed."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no wardens left behind as zombies

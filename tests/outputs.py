@@ -5,6 +5,15 @@ from pathlib import Path
 from engine.receipt import read_receipt
 from engine.tiling.seal import seal
 
+FACTS = {
+    "input": {"name": "a.png", "sha256": "0" * 64, "bytes": 1, "digest_of": "file"},
+    "mask": None,
+    "generated": {"missing_px": 0, "of_px": 1, "share": 0.0, "statement": "Nothing was missing."},
+    "model": {"name": "lite", "sha256": "1" * 64, "licence": "Apache-2.0"},
+    "software": {"cra-srgan-engine": "0"},
+}
+"""What `engine.provenance.describe` would tell, as far as a receipt must have it."""
+
 
 def files(out: Path) -> dict[str, bytes]:
     """Every file below a folder, but locks, which are empty and may stay when a process is killed."""

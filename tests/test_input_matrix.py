@@ -6,6 +6,7 @@ through the same profile.
 
 import io
 import json
+import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -578,6 +579,21 @@ def test_a_lost_chunk_is_no_black_tile(tmp_path):
     (path / "0" / "c" / "0" / "1" / "2").unlink()
     with pytest.raises(UnreadableInput, match="the chunk c/0/1/2, 1 of 12, is not stored"):
         decode(info, tmp_path / "s")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("put", "said"), [(Path.touch, "0 bytes"), (os.mkfifo, "no plain file"), (Path.mkdir, "no plain file")]
+)
+def test_a_shard_that_holds_nothing_is_no_black_picture(put, said, tmp_path):
+    path = write_zarr(tmp_path / "a.zarr", noise(3), shards=(3, 48, 64))
+    info = probe(path)
+    shard = path / "0" / "c" / "0" / "0" / "0"
+    shard.unlink()
+    put(shard)
+    for read in (lambda: decode(info, tmp_path / "s"), lambda: digest(info)):
+        with pytest.raises(UnreadableInput, match=rf"the chunk c/0/0/0, 1 of 1, is not stored \(.*{said}\)"):
+            read()
 
 
 @pytest.mark.parametrize(

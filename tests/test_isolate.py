@@ -177,6 +177,54 @@ def test_a_script_without_a_main_guard_may_call_it(tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("closed", [(2,), (0,), (0, 1, 2), (0, 2)])
+def test_a_caller_without_standard_descriptors_is_served(closed, tmp_path):
+    """No socket gets the number of a closed one: the worker puts the null device there."""
+    said = tmp_path / "said"
+    program = (
+        f"import os; [os.close(number) for number in {closed}]; import sys; sys.stderr = sys.stdout = None;"
+        "from pathlib import Path; from engine.isolate import in_child;"
+        f"Path({str(said)!r}).write_text(str([in_child(divmod, 17, number, subject=Path('x')) for number in (5, 4)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], timeout=60, check=False)
+    assert (done.returncode, said.exists() and said.read_text()) == (0, "[(3, 2), (4, 1)]")
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_caller_without_a_free_descriptor_is_told(started):
+    """Whatever step it is that fails for want of one; and when there are some again, all goes on."""
+    program = f"""
+import os, resource
+from pathlib import Path
+from engine.errors import DecoderCrashed
+from engine.isolate import in_child
+call = lambda: in_child(divmod, 17, 5, subject=Path("scan 7.tif"))
+if {started}:
+    call()
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+try:
+    while True:
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+said = []
+while taken:
+    os.close(taken.pop())
+    try:
+        said.append(call())
+        break
+    except DecoderCrashed as error:
+        said.append(str(error))
+        assert "scan 7.tif: " in said[-1] and "64 descriptors allowed" in said[-1], said
+print(len(said) > 1, said[-1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("True (3, 2)\n", "")
+
+
 def test_the_server_ends_with_its_caller():
     """Also with one that had no time to say so."""
     program = (

@@ -10,11 +10,12 @@ import pytest
 from engine.errors import UnreadableInput
 from engine.geometry import Size
 from engine.leftovers import QUIET_S, Sort, clean, stale
-from engine.receipt import Job, write_receipt
+from engine.receipt import Job, announce, write_receipt
 from engine.store import FileLock
 from engine.tiling.canvas import Canvas
 from engine.tiling.grid import Grid, ShardKey
 from engine.tiling.plan import Plan
+from tests.outputs import FACTS
 
 SIZE = Size(9, 12)
 PLAN = Plan("a", SIZE, 3, "uint8", Grid(SIZE, 16, 32), "a", "none", "lite", "b", {"scale": 1}, 0, 0)
@@ -33,6 +34,10 @@ def published(out: Path) -> Path:
     return out / "a.zarr"
 
 
+def receive(canvas: Path) -> None:
+    write_receipt(PLAN, {"ome-zarr": canvas}, Job(Path(__file__), None, canvas.parent, "a", ("ome-zarr",)), FACTS)
+
+
 def age(path: Path) -> None:
     """As if nobody had touched it for long."""
     for file in (path, *path.rglob("*")):
@@ -48,8 +53,7 @@ def everything(out: Path) -> set[str]:
 
 
 def test_leftovers_of_every_sort_go_and_nothing_else(tmp_path):
-    published(tmp_path)
-    write_receipt(PLAN, {"ome-zarr": tmp_path / "a.zarr"}, Job(Path(__file__), None, tmp_path, "a", ("ome-zarr",)))
+    receive(published(tmp_path))
     kept = everything(tmp_path)
     filled(tmp_path).close()
     partials = [f"a.png.{RANDOM}.partial", f"a.png.{RANDOM}.partial.{RANDOM}.partial"]
@@ -117,7 +121,7 @@ def test_an_output_that_lost_its_name_in_a_swap_stays(tmp_path):
 
 def test_a_canvas_that_waits_for_its_repair_stays(tmp_path):
     final = published(tmp_path)
-    write_receipt(PLAN, {"ome-zarr": final}, Job(Path(__file__), None, tmp_path, "a", ("ome-zarr",)))
+    receive(final)
     final.rename(PLAN.working_folder(tmp_path))
     assert stale(tmp_path) == []
     (tmp_path / "a.json").unlink()
@@ -144,6 +148,28 @@ def test_what_is_not_ours_stays(tmp_path, name):
     (tmp_path / "a.zarr").mkdir()
     age(tmp_path)
     assert stale(tmp_path) == []
+
+
+def test_exports_go_with_the_unfinished_work_that_knows_them(tmp_path):
+    published(tmp_path)
+    job = Job(Path(__file__), None, tmp_path, "a", ("ome-zarr", "png"))
+    (tmp_path / "a.png").write_bytes(b"in the receipt")
+    write_receipt(PLAN, job.targets, job, FACTS)
+    canvas = filled(tmp_path / "b")
+    announce(canvas.scratch, {"png": tmp_path / "b" / "a.png"})
+    (tmp_path / "b" / "a.png").write_bytes(b"in none")
+    (tmp_path / "b" / "a.tif").write_bytes(b"mine")
+    assert stale(tmp_path / "b") == []
+    canvas.close()
+    found = stale(tmp_path / "b")
+    assert [left.sort for left in found] == [Sort.EXPORT, Sort.IN_PROGRESS]
+    assert list(clean(found)) == found
+    assert everything(tmp_path / "b") == {"a.tif"}
+    scratch = tmp_path / "a.zarr" / "_engine" / "scratch"
+    scratch.mkdir()
+    announce(scratch, {"png": tmp_path / "a.png", "jpeg": tmp_path / "a.jpg"})
+    (tmp_path / "a.jpg").write_bytes(b"in none")
+    assert names(tmp_path) == [("a.jpg", Sort.EXPORT), ("a.zarr/_engine/scratch", Sort.SCRATCH)]
 
 
 def test_links_stay(tmp_path):

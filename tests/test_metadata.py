@@ -2,6 +2,8 @@
 
 import io
 import struct
+import zlib
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 import tifffile
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
-from engine import exif, vips
+from engine import exif
 from engine.errors import UnsupportedInput
 from engine.geometry import Size
-from engine.metadata import MAX_BLOCK_BYTES, Metadata, iptc_resource, read_metadata
+from engine.image import decode, probe
+from engine.metadata import MAX_BLOCK_BYTES, Metadata, iptc_resource
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">a packet \xc3\xa4</x:xmpmeta>'
@@ -50,6 +53,7 @@ def written(path: Path, fmt: str, *, orientation: int = 1) -> Path:
         digits = iptc_resource(IPTC).hex()
         texts.add_text("Raw profile type iptc", f"\niptc\n{len(digits) // 2:8}\n{digits}\n", zip=True)
         texts.add_text("Title", "a title")
+        texts.add_text("Owner", "a name")
         image.save(path, "PNG", exif=block, icc_profile=ICC, pnginfo=texts)
     elif fmt == "tiff":
         block[700], block[33723] = XMP, IPTC
@@ -65,12 +69,11 @@ def written(path: Path, fmt: str, *, orientation: int = 1) -> Path:
     return path
 
 
-def read(path: Path, fmt: str, *, orientation: int = 1, channels: int = 3) -> Metadata:
-    with path.open("rb") as file:
-        image = vips.load(file, fmt)
-        found = read_metadata(image, fmt, channels=channels, orientation=orientation, file=file)
-        assert image.crop(0, image.height - 1, 1, 1).avg() >= 0  # the decoder was not disturbed
-        return found
+def read(path: Path, fmt: str) -> Metadata:
+    path = path.rename(path.with_suffix(f".{fmt}"))
+    info = probe(path)
+    decode(info, path.parent / "scratch")  # the decoder is not disturbed
+    return info.metadata
 
 
 def with_pillow(block: bytes) -> Image.Exif:
@@ -89,18 +92,23 @@ def test_every_block_is_found_byte_for_byte(fmt, tmp_path):
     assert block[ExifTags.Base.ImageDescription] == "a description"
     assert block.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote] == MAKER_NOTE
     assert block.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] == (48.0, 8.0, 14.5)
-    assert found.left_out == (("the PNG text 'Title'",) if fmt == "png" else ())
+    texts = ("the PNG text 'Owner'", "the PNG text 'Title'")
+    assert found.left_out == {"png": texts, "jpeg": ("Photoshop's image resources",)}.get(fmt, ())
 
 
 @pytest.mark.parametrize("fmt", ["png", "jpeg", "tiff", "webp"])
 def test_stripped_keeps_the_profile_and_nothing_else(fmt, tmp_path):
-    found = read(written(tmp_path / "a", fmt), fmt).stripped()
-    assert found == Metadata(icc=ICC)
+    before = read(written(tmp_path / "a", fmt), fmt)
+    found = before.stripped()
+    assert found == Metadata(icc=ICC, left_out=found.left_out)
+    asked = "EXIF, XMP, resolution, as asked" if fmt == "webp" else "EXIF, XMP, IPTC, resolution, as asked"
+    others = {"png": ["PNG texts: 2"], "jpeg": ["Photoshop's image resources"]}.get(fmt, [])
+    assert found.left_out == (*others, asked)
 
 
 @pytest.mark.parametrize("fmt", ["png", "jpeg", "tiff", "webp"])
 def test_what_the_output_changes(fmt, tmp_path):
-    found = read(written(tmp_path / "a", fmt, orientation=6), fmt, orientation=6)
+    found = read(written(tmp_path / "a", fmt, orientation=6), fmt)
     found = Metadata(exif=found.exif, resolution_px_per_mm=(600 / 25.4, 1200 / 25.4))
     before, after = with_pillow(found.exif), with_pillow(found.corrected_exif(Size(70_000, 160)))
     changed = {ExifTags.Base.Orientation: 1, ExifTags.Base.XResolution: 1200, ExifTags.Base.YResolution: 600}
@@ -149,6 +157,87 @@ def test_the_thumbnail_is_cut_out(order, last):
     assert exif.parse(after).main[315] == text
 
 
+RATIO, INCH, CENTIMETRE = 1, 2, 3
+
+
+def with_resolution(path: Path, fmt: str, unit: int, x: int, y: int) -> Path:
+    """In the container itself, not in EXIF."""
+    image, data = Image.fromarray(PIXELS), io.BytesIO()
+    if fmt == "tiff":
+        tifffile.imwrite(
+            path, PIXELS, photometric="rgb", metadata=None, resolution=((x, 1), (y, 1)), resolutionunit=unit
+        )
+        return path
+    image.save(data, SUFFIX[fmt])
+    stored = data.getvalue()
+    if fmt == "jpeg":
+        stored = stored[:13] + struct.pack(">BHH", unit - 1, x, y) + stored[18:]
+    else:
+        body = b"pHYs" + struct.pack(">IIB", x * 100, y * 100, unit != RATIO)
+        stored = stored[:33] + struct.pack(">I", 9) + body + struct.pack(">I", zlib.crc32(body)) + stored[33:]
+    path.write_bytes(stored)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fmt", "unit", "px_per_mm"),
+    [
+        ("png", CENTIMETRE, (15.0, 30.0)),
+        ("jpeg", INCH, (150 / 25.4, 300 / 25.4)),
+        ("jpeg", CENTIMETRE, (15.0, 30.0)),
+        ("tiff", INCH, (150 / 25.4, 300 / 25.4)),
+        ("tiff", CENTIMETRE, (15.0, 30.0)),
+        *((fmt, RATIO, None) for fmt in ("png", "jpeg", "tiff")),
+    ],
+)
+def test_a_resolution_is_one_with_a_unit(fmt, unit, px_per_mm, tmp_path):
+    found = read(with_resolution(tmp_path / "a", fmt, unit, 300, 150), fmt)
+    assert found.resolution_px_per_mm == (None if px_per_mm is None else pytest.approx(px_per_mm, rel=1e-12))
+    assert any("a shape of the pixels" in what for what in found.left_out) is (px_per_mm is None)
+    square = read(with_resolution(tmp_path / "b", fmt, unit, 300, 300), fmt)
+    assert (square.resolution_px_per_mm is None) is (px_per_mm is None)
+    assert square.left_out == ()
+
+
+@pytest.mark.parametrize("fmt", ["png", "jpeg", "tiff", "webp"])
+@pytest.mark.parametrize(("unit", "factor"), [(INCH, 25.4), (CENTIMETRE, 10)])
+def test_the_resolution_of_exif_is_read_in_every_container(unit, factor, fmt, tmp_path):
+    block = Image.Exif()
+    block[ExifTags.Base.XResolution], block[ExifTags.Base.YResolution] = 300.0, 150.0
+    block[ExifTags.Base.ResolutionUnit] = unit
+    Image.fromarray(PIXELS).save(tmp_path / "a", SUFFIX[fmt], exif=block)
+    assert read(tmp_path / "a", fmt).resolution_px_per_mm == pytest.approx((150 / factor, 300 / factor), rel=1e-12)
+    block[ExifTags.Base.Orientation] = 6
+    Image.fromarray(PIXELS).save(tmp_path / "b", SUFFIX[fmt], exif=block)
+    assert read(tmp_path / "b", fmt).resolution_px_per_mm == pytest.approx((300 / factor, 150 / factor), rel=1e-12)
+
+
+@pytest.mark.parametrize("fmt", ["png", "jpeg"])
+def test_a_ratio_in_exif_does_not_take_the_unit_of_its_container(fmt, tmp_path):
+    block = Image.Exif()
+    block[ExifTags.Base.XResolution], block[ExifTags.Base.YResolution] = 300.0, 150.0
+    block[ExifTags.Base.ResolutionUnit] = RATIO
+    Image.fromarray(PIXELS).save(tmp_path / "a", SUFFIX[fmt], exif=block, dpi=(127, 127))
+    assert read(tmp_path / "a", fmt).resolution_px_per_mm == pytest.approx((5, 5), rel=1e-3)
+
+
+@pytest.mark.parametrize(("numerator", "denominator"), [(0, 1), (300, 0), (0, 0)])
+def test_no_resolution_is_made_of_a_zero(numerator, denominator):
+    fields = exif.resolution_fields((1.0, 1.0), ">")
+    fields[exif.X_RESOLUTION] = exif.Field(exif.RATIONAL, struct.pack(">II", numerator, denominator))
+    assert exif.resolution(fields, ">") is None
+
+
+def test_a_tiffs_resolution_is_read_as_the_fraction_that_it_is(tmp_path):
+    """Not through a float of 7 digits."""
+    x, y = Fraction(1_234_567_891, 1_000_003), Fraction(4_000_000_007, 3)
+    densities = tuple((side.numerator, side.denominator) for side in (x, y))
+    tifffile.imwrite(
+        tmp_path / "a", PIXELS, photometric="rgb", metadata=None, resolution=densities, resolutionunit=CENTIMETRE
+    )
+    assert read(tmp_path / "a", "tiff").resolution_px_per_mm == (float(y / 10), float(x / 10))
+
+
 def test_umlauts_and_types_survive_both_byte_orders():
     main = {
         315: exif.Field(exif.ASCII, "Jürgen Straße\0".encode()),
@@ -177,7 +266,7 @@ def test_a_layout_description_is_not_carried(tmp_path):
 def test_a_profile_for_other_channels_is_named(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(PIXELS[..., 0]).save(path, icc_profile=ICC)
-    found = read(path, "jpeg", channels=1)
+    found = read(path, "jpeg")
     assert found.icc is None
     assert found.left_out == ("an ICC profile that is not for grey pictures",)
 
@@ -238,3 +327,89 @@ def test_json_keeps_every_block_and_notices_a_change():
 def test_an_enlarged_original_has_more_pixels_in_a_millimetre():
     assert Metadata(resolution_px_per_mm=(2.0, 3.0)).enlarged(4) == Metadata(resolution_px_per_mm=(8.0, 12.0))
     assert Metadata(icc=ICC).enlarged(4) == Metadata(icc=ICC)
+
+
+def png_with(path: Path, *chunks: tuple[bytes, bytes], mode: str = "RGB") -> Path:
+    data = io.BytesIO()
+    Image.fromarray(PIXELS).convert(mode).save(data, "PNG")
+    extra = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    path.write_bytes(data.getvalue()[:33] + extra + data.getvalue()[33:])
+    return path
+
+
+GAMMA_22, GAMMA_10 = (b"gAMA", struct.pack(">I", 45455)), (b"gAMA", struct.pack(">I", 100_000))
+PRIMARIES = (b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000))
+PERCEPTUAL = (b"sRGB", b"\0")
+PROFILE = (b"iCCP", b"icc\0\0" + zlib.compress(ICC))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "told"),
+    [
+        ([GAMMA_22, PRIMARIES], ("the PNG colour chunks cHRM, gAMA",)),
+        ([(b"gAMA", struct.pack(">I", 45900))], ("the PNG colour chunks gAMA",)),
+        ([PERCEPTUAL], ("the PNG colour chunks sRGB",)),
+        ([PERCEPTUAL, GAMMA_10], ("the PNG colour chunks gAMA, sRGB",)),
+        ([PROFILE, GAMMA_10], ("the PNG colour chunks gAMA",)),
+        ([(b"gAMA", bytes(4))], ("the PNG colour chunks gAMA",)),
+        ([(b"cICP", bytes([12, 13, 0, 1]))], ("the PNG colour chunks cICP",)),
+        ([(b"tIME", bytes([7, 207, 1, 2, 3, 4, 5])), (b"prVt", b"words")], ("the PNG chunks prVt, tIME",)),
+        ([(b"sBIT", b"\5\6\5"), (b"bKGD", bytes(6))], ("the PNG chunks bKGD, sBIT",)),
+        ([], ()),
+    ],
+)
+def test_chunks_of_a_png_that_are_not_carried_are_told(chunks, told, tmp_path):
+    assert read(png_with(tmp_path / "a", *chunks), "png").left_out == told
+
+
+@pytest.mark.parametrize(
+    ("chunks", "said"),
+    [
+        ([(b"cICP", bytes([9, 16, 0, 1]))], r"HDR picture \(PQ, cICP transfer 16\).*Convert"),
+        ([(b"cICP", bytes([9, 18, 0, 1])), PERCEPTUAL], r"HDR picture \(HLG, cICP transfer 18\).*Convert"),
+        ([GAMMA_10], r"a gamma of 1 \(gAMA\).*0\.45455.*Convert"),
+        ([(b"gAMA", struct.pack(">I", 55_556)), PRIMARIES], r"a gamma of 0\.55556"),
+    ],
+)
+def test_colours_that_outputs_cannot_state_are_refused(chunks, said, tmp_path):
+    with pytest.raises(UnsupportedInput, match=said):
+        read(png_with(tmp_path / "a", *chunks), "png")
+
+
+def test_a_profile_that_the_decoder_drops_is_told(tmp_path):
+    found = read(png_with(tmp_path / "a", PROFILE, mode="L"), "png")
+    assert found.icc is None
+    assert found.left_out == ("an ICC profile that is damaged, or not for grey pictures",)
+
+
+def test_what_a_jpeg_holds_besides_is_told(tmp_path):
+    image, data = Image.fromarray(PIXELS), io.BytesIO()
+    image.save(data, "MPO", save_all=True, append_images=[Image.fromarray(255 - PIXELS)], comment=b"words")
+    stored = data.getvalue()
+    other = b"".join(b"\xff" + bytes([marker, 0, 7]) + b"words" for marker in (0xEB, 0xEC, 0xFE))
+    (tmp_path / "a").write_bytes(stored[:2] + other + stored[2:])
+    assert read(tmp_path / "a", "jpeg").left_out == (
+        "2 JPEG comments",
+        "further pictures in the same file (MPF)",
+        "the JPEG segments APP11, APP12",
+    )
+
+
+def test_tags_of_a_tiff_that_are_not_carried_are_told(tmp_path):
+    many = [(65000 + number, "H", 1, 1, True) for number in range(20)]
+    tags = [
+        (33550, "d", 3, (1.0, 1.0, 0.0), True),
+        (34735, "H", 4, (1, 1, 0, 0), True),
+        (318, "2I", 2, (3127, 10000, 3290, 10000), True),
+        (319, "2I", 6, (64, 100, 33, 100, 30, 100, 60, 100, 15, 100, 6, 100), True),
+        (285, "s", 0, "a page", True),
+        (297, "H", 2, (3, 7), True),
+    ]
+    tifffile.imwrite(tmp_path / "a", PIXELS, photometric="rgb", metadata=None, extratags=[*tags, *many])
+    assert read(tmp_path / "a", "tiff").left_out == (
+        "the TIFF colour tags PrimaryChromaticities, WhitePoint",
+        "the place on the earth (GeoTIFF)",
+        f"the TIFF tags {', '.join(['297', *(str(65000 + number) for number in range(11))])} and 9 more",
+    )

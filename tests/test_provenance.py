@@ -31,6 +31,7 @@ from engine.tiling.grid import Grid
 from engine.tiling.plan import Plan
 from engine.tiling.seal import seal
 from engine.upkeep import verify_outputs
+from tests.outputs import FACTS
 
 SIZE = Size(37, 53)
 ODD_NAME = 'Käse & <b> "1" 50%'
@@ -240,7 +241,7 @@ def test_a_format_asked_for_later_keeps_what_was_told_before(tmp_path):
     before = receipt_of(job)
     (job.out / "scan.tif").write_bytes(b"a picture")
     later = replace(job, formats=("tiff",), mask=None, tiff_compression="lzw")
-    write_receipt(Plan.from_json(before["plan"]), later.targets, later, {})
+    write_receipt(Plan.from_json(before["plan"]), later.targets, later, FACTS)
     after = receipt_of(job)
     assert after["outputs"] == before["outputs"] | {
         "tiff": {**fixity_of(job.out / "scan.tif").to_json(), "compression": "lzw"}
@@ -294,7 +295,7 @@ def test_premis_names_each_file_with_its_digest_and_role(tmp_path, name):
     }
     assert list(found) == [
         f"source/{name}.png",
-        f"source/{name}.mask.png",
+        f"mask/{name}.mask.png",
         f"outcome/{name}.png",
         f"outcome/{name}.zarr",
         f"outcome/{name}.generated.png",
@@ -302,8 +303,9 @@ def test_premis_names_each_file_with_its_digest_and_role(tmp_path, name):
     for link, linked in zip(root.findall("p:event/p:linkingObjectIdentifier", NAMES), found, strict=True):
         value = link.findtext("p:linkingObjectIdentifierValue", None, NAMES).replace("%07", "\a")
         assert value == linked
-        assert link.findtext("p:linkingObjectRole", None, NAMES) == linked.split("/")[0]
-    mask = found[f"source/{name}.mask.png"]
+        role = "outcome" if linked.startswith("outcome/") else "source"
+        assert link.findtext("p:linkingObjectRole", None, NAMES) == role
+    mask = found[f"mask/{name}.mask.png"]
     assert mask.get(f"{{{XSI}}}type") == "premis:file"
     assert mask.findtext("p:objectCharacteristics/p:fixity/p:messageDigest", None, NAMES) == document["mask"]["sha256"]
     assert mask.findtext("p:objectCharacteristics/p:size", None, NAMES) == str(document["mask"]["bytes"])
@@ -313,6 +315,20 @@ def test_premis_names_each_file_with_its_digest_and_role(tmp_path, name):
     assert digest == document["outputs"]["ome-zarr"]["sha256"]
     assert root.findtext("p:event/p:eventType", None, NAMES) == "modification"
     assert load("lite").card.sha256 in root.find("p:agent/p:agentNote", NAMES).text
+
+
+def test_a_picture_and_a_mask_of_one_name_are_two_objects(tmp_path):
+    document = receipt_of(make_work(tmp_path, with_canvas=False))
+    document["mask"]["name"] = document["input"]["name"] = "scan.png"
+    found = ElementTree.fromstring(premis_xml(document)).findall(
+        "p:object/p:objectIdentifier/p:objectIdentifierValue", NAMES
+    )
+    assert [value.text for value in found] == [
+        "source/scan.png",
+        "mask/scan.png",
+        "outcome/scan.png",
+        "outcome/scan.generated.png",
+    ]
 
 
 def test_the_type_attribute_means_the_namespace_of_premis(tmp_path):
@@ -362,10 +378,13 @@ def test_names_that_are_not_unicode_still_give_xml(tmp_path):
 
 def test_a_bag_is_valid_and_tells_of_damage(tmp_path):
     job = make_work(tmp_path, name="Käse & 1\n2")
+    catalog = job.out / "_batch" / "catalog" / "part"
+    catalog.parent.mkdir(parents=True)
+    catalog.touch()  # says where the inputs lie, which is nobody's business
     folder = make_bag(job.out, tmp_path / "bag", information={"Source-Organization": "Archive\nof the town"})
     bag = bagit.Bag(str(folder))
     assert bag.validate()
-    num_files = sum(path.is_file() for path in job.out.rglob("*")) + len(["premis", "mets"])
+    num_files = sum(path.is_file() for path in job.out.rglob("*")) - len([catalog]) + len(["premis", "mets"])
     assert bag.info["Payload-Oxum"].endswith(f".{num_files}")
     assert bag.info["Source-Organization"] == "Archive of the town"
     assert [verdict.intact for verdict in verify_outputs([folder / "data"])] == [True]
@@ -420,6 +439,51 @@ def test_a_bag_is_refused_where_it_would_be_wrong(tmp_path):
     with pytest.raises(StorageError):
         make_bag(tmp_path / "nowhere", tmp_path / "bag")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "taken"]
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("scan.png", damage),
+        ("scan.png", Path.unlink),
+        ("scan.generated.png", damage),
+        ("scan.zarr/0/c/0/1/1", damage),
+        ("scan.zarr/0/c/0/1/1", Path.unlink),
+        ("scan.zarr/0/zarr.json", damage),
+        ("scan.zarr/_engine/plan.json", damage),
+        ("scan.json", damage),
+        ("scan.json", Path.unlink),
+    ],
+)
+def test_what_is_not_as_its_receipt_says_is_not_bagged(tmp_path, name, harm):
+    job = make_work(tmp_path)
+    harm(job.out / name)
+    with pytest.raises(UnreadableInput, match="engine verify"):
+        make_bag(job.out, tmp_path / "bag")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scratch", "sources"]
+
+
+def test_what_was_struck_is_not_bagged(tmp_path):
+    job = make_work(tmp_path)
+    damage(job.out / "scan.png")
+    assert problems(job) == ["scan.png"]
+    with pytest.raises(UnreadableInput, match=r"scan\.png.*engine verify"):
+        make_bag(job.out, tmp_path / "bag")
+
+
+def test_scratch_is_not_bagged(tmp_path):
+    job = make_work(tmp_path)
+    scratch = job.out / "scan.zarr" / "_engine" / "scratch"
+    scratch.mkdir()
+    (scratch / "mask.raw").write_bytes(b"decoded")
+    with pytest.raises(OutputBusy, match=r"scratch: is not finished"):
+        make_bag(job.out, tmp_path / "bag")
 
 
 @pytest.mark.parametrize("name", ["../out/scan.png", "/etc/hostname", "..", "a/b"])

@@ -6,12 +6,22 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from engine import failpoints, store
 from engine.errors import StorageError, StorageFull, StorageReadOnly
-from engine.store import FileLock, create_only, is_locked, remove_partials, storage_error, write_atomic
+from engine.store import (
+    FileLock,
+    create_only,
+    digest_of,
+    is_locked,
+    remove_partials,
+    remove_replaced,
+    storage_error,
+    write_atomic,
+)
 
 
 @pytest.fixture
@@ -169,6 +179,31 @@ def test_partials_are_removed_and_nothing_else(tmp_path):
     (tmp_path / "other.0123.partial").write_bytes(b"half")
     assert remove_partials(tmp_path) == 2
     assert files(tmp_path) == ["a/object"]
+
+
+def test_what_was_renamed_aside_is_removed_and_nothing_that_is_merely_called_alike(tmp_path):
+    final = tmp_path / "scan.zarr"
+    ours = [tmp_path / f"scan.zarr.{uuid4().hex}.replaced" for _ in range(2)]
+    theirs = [tmp_path / f"scan.zarr.{word}.replaced" for word in ("mine", "0123", f"old.{uuid4().hex}")]
+    theirs += [tmp_path / f"scan-zarr.{uuid4().hex}.replaced"]
+    for folder in (ours[0], theirs[0]):
+        folder.mkdir()
+        (folder / "object").touch()
+    for file in (ours[1], *theirs[1:]):
+        file.touch()
+    remove_replaced(final)
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in theirs)
+    assert (theirs[0] / "object").exists()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("put", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_only_a_plain_file_has_a_digest(put, tmp_path):
+    path = tmp_path / "object"
+    put(path)
+    with pytest.raises(StorageError, match=r"object: it is no plain file"):
+        digest_of(path)
 
 
 def test_lock_is_exclusive_until_released(tmp_path):

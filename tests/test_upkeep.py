@@ -1,45 +1,50 @@
 """Every damaged byte of an output is found and named, the same command makes it good, and nothing intact is accused."""
 
+import hashlib
 import os
 import random
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from engine.bag import make_bag
 from engine.errors import StorageError, UnreadableInput
 from engine.geometry import Box, Size
 from engine.receipt import Job, announce, is_finished, keeps_canvas, plan_id_of, refuse_taken, tidy, write_receipt
 from engine.store import FileLock
-from engine.tiling.canvas import Canvas
+from engine.tiling.canvas import Canvas, adding_to
 from engine.tiling.damage import Kind
 from engine.tiling.execute import run
 from engine.tiling.export import SUFFIX
 from engine.tiling.grid import Grid, ShardKey
+from engine.tiling.ledger import Ledger, Record
 from engine.tiling.plan import Plan
 from engine.tiling.pyramid import HalveShard
 from engine.upkeep import Verdict, verify_outputs
-from tests.outputs import files, timeless
+from tests.outputs import FACTS, files, timeless
 
 FORMATS = ("ome-zarr", "tiff", "png")
 SIZE = Size(75, 131)
-BATCH = 10
+BATCH = 25
 """Files damaged before each verification; each must be named."""
 
 
 @dataclass
 class Scene:
-    """One finished picture, its bytes, and how to run the command that made it once more."""
+    """One finished picture, its pixels, and how to run the command that made it once more."""
 
     job: Job
     plan: Plan
     picture: np.ndarray
-    computed: list[ShardKey]
+    computed: list[ShardKey] = field(default_factory=list)
+    smaller: dict[ShardKey, np.ndarray] = field(default_factory=dict)
+    """The shards of the levels above, once they were made."""
 
     @property
     def out(self) -> Path:
@@ -58,8 +63,11 @@ class Scene:
             return
         refuse_taken(plan, targets, job)
         if plan_id_of(self.canvas) == plan.plan_id:
-            self._export(Canvas.load(self.canvas), targets)
-            write_receipt(plan, targets, job, {})
+            with adding_to(self.canvas) as canvas:
+                tidy(job, targets)
+                announce(canvas.scratch, targets)
+                self._export(canvas, targets)
+                write_receipt(plan, targets, job, FACTS)
             return
         with Canvas.open(plan, job.out) as canvas:
             tidy(job, targets)
@@ -67,13 +75,17 @@ class Scene:
 
             def work(key: ShardKey) -> np.ndarray:
                 self.computed.append(key)
-                return half(key) if key.level else self.picture[plan.grid.box(key).slices]
+                if key.level == 0:
+                    return self.picture[plan.grid.box(key).slices]
+                if key not in self.smaller:
+                    self.smaller[key] = half(key)
+                return self.smaller[key]
 
             for _ in run(canvas, plan.grid.all_keys(), work):
                 pass
             announce(canvas.scratch, targets)
             self._export(canvas, targets)
-            write_receipt(plan, targets, job, {})
+            write_receipt(plan, targets, job, FACTS)
             if keeps_canvas(plan, targets, job):
                 canvas.publish(self.canvas, replace=job.replace)
             else:
@@ -92,7 +104,7 @@ def make_scene(out: Path, name: str = "a", *, size: Size = SIZE, formats=FORMATS
     plan = Plan(name, size, 3, "uint8", grid, f"a{seed}", "none", "lite", "b", {"scale": 1}, 0, 0)
     picture = np.random.default_rng(seed).integers(0, 256, (size.h, size.w, 3), np.uint8)
     out.mkdir(exist_ok=True)
-    scene = Scene(Job(Path(__file__), None, out, name, formats), plan, picture, [])
+    scene = Scene(Job(Path(__file__), None, out, name, formats), plan, picture)
     scene.restore()
     return scene
 
@@ -116,15 +128,17 @@ def out(folder, request) -> Path:
     return path
 
 
-@pytest.fixture
-def scene(out) -> Scene:
-    return make_scene(out)
-
-
 @pytest.fixture(scope="module")
 def finished(folder) -> Scene:
     """For tests that bring it back to what it was, which they check."""
     return make_scene(folder / "finished")
+
+
+@pytest.fixture
+def scene(finished, out) -> Scene:
+    """A copy of it, to be spoilt: no file tells in which folder it is."""
+    shutil.copytree(finished.out, out, dirs_exist_ok=True)
+    return replace(finished, job=replace(finished.job, out=out), computed=[])
 
 
 def batches(intact: dict[str, bytes], total: int, seed: int) -> Iterator[list[str]]:
@@ -213,8 +227,8 @@ def test_two_hundred_deletions(scene):
 def test_fifty_swapped_shards(scene):
     rng, intact = random.Random(4), files(scene.out)
     shards = sorted(name for name in intact if "/c/0/" in name)
-    for _ in range(50 // 5):
-        names = rng.sample(shards, 10)
+    for _ in range(50 // 10):
+        names = rng.sample(shards, 20)
         for one, other in zip(names[::2], names[1::2], strict=True):
             (scene.out / one).write_bytes(intact[other])
             (scene.out / other).write_bytes(intact[one])
@@ -262,8 +276,23 @@ def test_what_each_damage_is_called(finished, name, damage, kind, called):
     else:
         path.unlink()
     [verdict] = check_found_and_repaired(finished, {name}, intact)
+    assert verdict.path == finished.canvas
     [problem] = verdict.problems
     assert (problem.name, problem.kind) == (called, kind)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(("name", "kind"), [("a.png", Kind.UNREADABLE), ("a.json", Kind.METADATA)])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(scene, name, kind):
+    intact = files(scene.out)
+    (scene.out / name).unlink()
+    os.mkfifo(scene.out / name)
+    [verdict] = verify_outputs([scene.out])
+    assert [(problem.path.name, problem.kind) for problem in verdict.problems] == [(name, kind)]
+    if name == "a.png":
+        (scene.out / name).unlink()  # Pillow, which writes here, would wait for it
+    scene.restore()
+    assert files(scene.out) == intact
 
 
 def test_what_is_damaged_together_with_its_judge_is_made_good_unjudged(scene):
@@ -375,20 +404,133 @@ def test_every_bit_of_a_lone_receipt(out):
 
 
 def test_what_is_not_ours_is_no_output(out):
-    (out / "notes.json").write_text('{"outputs": [], "plan": 7, "plan_id": "x"}')
     (out / "other.zarr").mkdir()
-    assert list(verify_outputs([out])) == []
-    for path in (out / "notes.json", out / "gone"):
-        with pytest.raises(UnreadableInput, match="receipt of this program"):
+    (out / "a.png").write_bytes(b"a picture")
+    for name, text in FOREIGN_JSON.items():
+        (out / name).write_bytes(text)
+    for path in (out, out / "gone", *(out / name for name in FOREIGN_JSON)):
+        with pytest.raises(UnreadableInput, match=r"receipt of this program|0 outputs checked"):
             list(verify_outputs([path]))
+    (out / "a.png").unlink()
+    make_scene(out)
+    assert [verdict.path for verdict in verify_outputs([out])] == [out / "a.zarr"]
+
+
+FOREIGN_JSON = {
+    "notes.json": b'{"outputs": [], "plan": 7, "plan_id": "x", "input": 1, "seal": 2}',
+    "half.json": b'x "plan" y',
+    "list.json": b"[1, 2]",
+    "binary.json": b'\xff\xfe"seal"',
+    "report.json": b'{"title": "made with cra-srgan-engine", "schema": "other/1"}',
+}
 
 
 def test_a_renamed_output_is_checked_but_not_taken_back(scene):
     renamed = scene.canvas.rename(scene.out / "copy.zarr")
     shutil.rmtree(renamed / "2" / "c")
     [verdict] = verify_outputs([renamed])
-    assert (len(verdict.problems), "a.zarr" in verdict.note) == (2, True)
+    assert [problem.kind for problem in verdict.problems] == [Kind.SWAPPED, Kind.MISSING, Kind.MISSING]
+    assert "a.zarr" in verdict.note
     assert renamed.exists()
+
+
+def swap(one: Path, other: Path) -> None:
+    aside = one.rename(one.with_name("aside"))
+    other.rename(one)
+    aside.rename(other)
+
+
+@pytest.mark.parametrize(("suffix", "called"), [(".zarr", "ome-zarr"), (".json", "receipt")])
+def test_what_changed_places_with_another_picture_is_found(out, suffix, called):
+    scenes = [make_scene(out, name, seed=seed) for seed, name in enumerate("ab")]
+    intact = files(out)
+    swap(out / f"a{suffix}", out / f"b{suffix}")
+    verdicts = list(verify_outputs([out]))
+    found = [[(problem.name, problem.kind) for problem in verdict.problems] for verdict in verdicts]
+    assert found == [[(called, Kind.SWAPPED)]] * 2
+    assert ["its name" in verdict.note for verdict in verdicts] == [True, True]
+    with pytest.raises(UnreadableInput, match="engine verify"):
+        make_bag(out, out.with_name(f"{out.name}-bag"))
+    swap(out / f"a{suffix}", out / f"b{suffix}")
+    assert all(verdict.intact for verdict in verify_outputs([out]))
+    for scene in scenes:
+        scene.restore()
+    assert files(out) == intact
+
+
+def test_a_canvas_of_another_run_is_found(scene, folder):
+    other = make_scene(folder / "elsewhere", seed=7)
+    shutil.rmtree(scene.canvas)
+    shutil.copytree(other.canvas, scene.canvas)
+    [verdict] = verify_outputs([scene.out])
+    assert [(problem.name, problem.kind) for problem in verdict.problems] == [("ome-zarr", Kind.SWAPPED)]
+    assert scene.canvas.exists()
+
+
+def test_records_that_are_not_those_of_the_receipt_are_found(scene):
+    """A shard and its record changed together: only the receipt can tell."""
+    shard, key = scene.canvas / "0" / "c" / "0" / "1" / "1", ShardKey(0, 1, 1)
+    shard.write_bytes(b"x" * 100)
+    ledger = Ledger(scene.canvas / "_engine" / "ledger", plan_id=scene.plan.plan_id)
+    ledger.strike(key)
+    ledger.add(Record(key, hashlib.sha256(b"x" * 100).hexdigest(), 100))
+    [verdict] = verify_outputs([scene.out])
+    assert [(problem.name, problem.kind) for problem in verdict.problems] == [("ome-zarr", Kind.CHANGED)]
+
+
+def test_a_canvas_without_any_receipt_is_not_intact(scene):
+    for path in (scene.out / "a.json", scene.canvas / "_engine" / "receipt.json"):
+        path.unlink()
+    flip(scene.out / "a.png", 4000)
+    [verdict] = verify_outputs([scene.out])
+    assert [(problem.name, problem.kind) for problem in verdict.problems] == [("receipt", Kind.MISSING)]
+    assert "move its exported files away" in verdict.note
+    for fmt in ("png", "tif"):
+        (scene.out / f"a.{fmt}").rename(scene.out / f"moved.{fmt}")
+    scene.restore()
+    assert scene.computed == []
+    assert all(verdict.intact for verdict in verify_outputs([scene.out]))
+
+
+@pytest.mark.parametrize("older", ["a.json", "a.zarr/_engine/receipt.json"])
+def test_the_older_one_of_two_receipts_is_made_good(out, older):
+    scene = make_scene(out, formats=("ome-zarr", "png"))
+    before = (out / older).read_bytes()
+    scene.job = replace(scene.job, formats=FORMATS)
+    scene.restore()
+    intact = files(out)
+    (out / older).write_bytes(before)
+    [verdict] = verify_outputs([out])
+    assert [(problem.path, problem.kind) for problem in verdict.problems] == [(out / older, Kind.OUTDATED)]
+    assert files(out) == intact
+
+
+def test_a_canvas_that_only_has_to_be_published_is_no_damage(scene):
+    """Killed behind its receipt: all is there, and only the name is not."""
+    intact = files(scene.out)
+    working = scene.plan.working_folder(scene.out)
+    scene.canvas.rename(working)
+    verdicts = list(verify_outputs([scene.out]))
+    assert [(verdict.path, verdict.problems) for verdict in verdicts] == [(working, ()), (scene.out / "a.json", ())]
+    assert "in progress" in verdicts[1].note
+    (working / "_engine" / "ledger" / "0" / "0.0.json").unlink()
+    assert [verdict.intact for verdict in verify_outputs([scene.out])] == [True, False]
+    scene.restore()
+    assert files(scene.out) == intact
+
+
+def test_the_swap_of_a_canvas_is_no_damage(out):
+    """Killed between the new receipt and the new name."""
+    old, new = make_scene(out), make_scene(out.with_name(f"{out.name}-new"), seed=1)
+    for name in ("a.json", "a.png", "a.tif"):
+        shutil.copy(new.out / name, out / name)
+    shutil.copytree(new.canvas, new.plan.working_folder(out))
+    verdicts = list(verify_outputs([out]))
+    assert [(verdict.path, verdict.problems) for verdict in verdicts] == [
+        (new.plan.working_folder(out), ()),
+        (old.canvas, ()),
+    ]
+    assert "is being replaced" in verdicts[1].note
 
 
 def test_a_canvas_carried_away_alone_is_intact(scene, folder):

@@ -8,7 +8,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias, TypeVar, cast
@@ -153,12 +153,16 @@ class AnyCanvas(ABC):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def is_owned(self) -> bool:
+        """Whether this process alone may write, publish and discard the output."""
+        return False
+
     def _check_owned(self) -> None:
         if self._lock is None:
             raise ValueError(f"{self._root}: is closed, or published and so read-only")
 
     def _check_shard(self, key: ShardKey, pixels: Pixels) -> None:
-        self._check_owned()
         box = self.grid.box(key)
         expected = (box.size.h, box.size.w, self.plan.channels)
         if pixels.shape != expected or pixels.dtype != self.plan.dtype:
@@ -185,10 +189,13 @@ class Canvas(AnyCanvas):
     One process writes it; `close` lets another one do so.
     """
 
-    def __init__(self, plan: Plan, root: Path, *, store: DurableStore, lock: FileLock | None) -> None:
+    def __init__(
+        self, plan: Plan, root: Path, *, store: DurableStore, lock: FileLock | None, joined: bool = False
+    ) -> None:
         super().__init__(plan, root, store=store, lock=lock)
         self.root = root
         self._store = store
+        self._joined = joined
 
     @classmethod
     def open(cls, plan: Plan, out: Path, *, metadata: Metadata | None = None) -> Self:
@@ -218,22 +225,41 @@ class Canvas(AnyCanvas):
             raise
 
     @classmethod
+    def join(cls, plan: Plan, out: Path) -> Self:
+        """Opens an output in progress that `open` has laid out, to add shards to it beside other processes.
+
+        There is no lock: of several writers of one shard the first record counts, and all write the same bytes. Raises
+        StorageError where the output is not in progress (any more).
+        """
+        root = plan.working_folder(out)
+        found = stored_plan(root)
+        if found is None or found.plan_id != plan.plan_id:
+            raise StorageError(f"{root}: is not in progress; run the same command again")
+        return cls(plan, root, store=DurableStore(root), lock=None, joined=True)
+
+    @classmethod
     def load(cls, final: Path) -> Self:
-        """Opens a published output for reading."""
-        plan = stored_plan(final)
-        if plan is None:
-            raise StorageError(f"{final}: is not an output of this program; give a folder that `restore` has published")
-        return cls(plan, final, store=DurableStore(final, read_only=True), lock=None)
+        """Opens a published output for reading. StorageError as `trusted_plan`."""
+        return cls(trusted_plan(final), final, store=DurableStore(final, read_only=True), lock=None)
 
     @property
     def scratch(self) -> Path:
-        return self.root / "_engine" / "scratch"
+        return scratch_of(self.root)
+
+    @property
+    def is_owned(self) -> bool:
+        return self._lock is not None
 
     def object_path(self, key: ShardKey) -> Path:
         """The file that holds a shard."""
         return self.root / _object_of(key)
 
     def write(self, key: ShardKey, pixels: Pixels) -> None:
+        if self._joined:
+            if self.is_done(key):  # another process was faster
+                return
+        else:
+            self._check_owned()
         self._check_shard(key, pixels)
         # Nothing of an earlier attempt may stay: neither its record, nor bytes that Zarr would read and merge.
         self._ledger.strike(key)
@@ -279,6 +305,43 @@ class Canvas(AnyCanvas):
         self.close()
 
 
+@contextmanager
+def adding_to(final: Path) -> Generator[Canvas]:
+    """A published output to which exports are added: opened as by `load`, but by one process at a time, with scratch.
+
+    Raises OutputBusy while another process does. The scratch folder stays only where this is cut short.
+    """
+    canvas = Canvas.load(final)
+    lock_path = final / "_engine" / "lock"
+    lock = FileLock.try_take(lock_path)
+    if lock is None:
+        raise OutputBusy(f"{final}: another process is adding to this output; wait for it, or end it")
+    try:
+        with storage_errors(canvas.scratch):
+            remove_partials(final / "_engine")
+            make_folders(canvas.scratch)
+        yield canvas
+        shutil.rmtree(canvas.scratch, ignore_errors=True)
+    finally:
+        with suppress(OSError):  # what is in it tells the next run what this one has begun
+            canvas.scratch.rmdir()
+        lock_path.unlink(missing_ok=True)
+        lock.release()
+
+
+def trusted_plan(root: Place) -> Plan:
+    """The plan of a published output. StorageError where what its Zarr metadata say is not to be believed."""
+    plan = stored_plan(root)
+    if plan is None:
+        raise StorageError(f"{root}: is not an output of this program; give a folder that `restore` has published")
+    if damaged := damaged_metadata(root):
+        raise StorageError(
+            f"{damaged[0]}: it and {len(damaged) - 1} more of the metadata files are not as they were stored; "
+            "run `engine verify`, then the command that made the picture"
+        )
+    return plan
+
+
 def stored_plan(root: Place) -> Plan | None:
     """The plan of the output at a place, published or in progress; None where there is none that is intact."""
     found = _stored(root)
@@ -291,6 +354,11 @@ def damaged_metadata(root: P) -> list[P]:
     if found is None:
         raise ValueError(f"{root}: has no plan to tell its metadata by")
     return [root / name for name, sha256 in found[1].items() if _sha256(root, name) != sha256]
+
+
+def scratch_of(root: Path) -> Path:
+    """Where the output in a folder has what is needed only while it, or an export, is made."""
+    return root / "_engine" / "scratch"
 
 
 def ledger_folder(root: P) -> P:
@@ -306,8 +374,17 @@ def sealed_plan(plan: Plan, metadata: Mapping[str, str]) -> bytes:
 def _stored(root: Place) -> tuple[Plan, dict[str, str]] | None:
     try:
         data = unseal(objects_at(root).get(PLAN_KEY) or b"")
-        return None if data is None else (Plan.from_json(data["plan"]), data["metadata"])
-    except (ValueError, KeyError, TypeError):
+        if data is None:
+            return None
+        plan, metadata = Plan.from_json(data["plan"]), data["metadata"]
+        groups = (".", "_engine", *(str(level) for level in range(len(plan.grid.level_sizes))))
+        # One from elsewhere may not lead out of its folder.
+        return (plan, metadata) if metadata.keys() <= {str(Path(group, "zarr.json")) for group in groups} else None
+    except StorageError:
+        if isinstance(root, Path):
+            return None
+        raise  # a store that cannot be reached tells nothing
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.errors import StorageError
 from engine.objects import Place
-from engine.store import digest_of
+from engine.store import digest_of, open_regular
 from engine.tiling.canvas import damaged_metadata, ledger_folder, stored_plan
 from engine.tiling.grid import ShardKey
 from engine.tiling.layout import object_key
@@ -26,10 +26,12 @@ class Kind(StrEnum):
     TRUNCATED = "truncated"
     MISSING = "missing"
     SWAPPED = "swapped"
-    """A shard that holds the bytes of another one."""
+    """A shard, a canvas or a receipt in the place of another one."""
     UNREADABLE = "unreadable"
     RECORD = "record damaged"
     METADATA = "metadata damaged"
+    OUTDATED = "outdated"
+    """A receipt, or the copy of it, that does not tell of the last run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def file_kind(path: Path, *, num_bytes: int) -> Kind:
         found = path.stat().st_size
         if path.is_dir():
             return Kind.CHANGED
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             while stream.read(1 << 20):
                 pass
     except (FileNotFoundError, NotADirectoryError):

@@ -25,6 +25,7 @@ _COLOURS = {
     4: (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"), ("alpha", "FFFFFF")),
 }
 """Name and display colour of each channel, by their number."""
+_RESOLUTIONS_PX_PER_MM = (1e-9, 1e8)  # a satellite's pixels, and what a TIFF can state
 
 
 def lay_out(store: DurableStore, plan: Plan, *, metadata: Metadata | None = None) -> None:
@@ -69,12 +70,16 @@ def described(plan: Plan, metadata: Metadata | None = None) -> dict[str, Buffer]
 
 def stored_metadata(root: Place) -> Metadata:
     """What `lay_out` was given for the output at `root`. Raises StorageError where it cannot be read."""
+    lowest, highest = _RESOLUTIONS_PX_PER_MM
     try:
         attributes = json.loads(objects_at(root).get("zarr.json") or b"").get("attributes", {})
-        return Metadata.from_archived(attributes.get("archive", {}), name=str(root))
+        metadata = Metadata.from_archived(attributes.get("archive", {}), name=str(root))
+        if not all(lowest <= side <= highest for side in metadata.resolution_px_per_mm or ()):
+            raise ValueError(f"{metadata.resolution_px_per_mm} px per mm are no resolution")
+        return metadata
     except UnsupportedInput as error:
         raise StorageError(str(error)) from error
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise StorageError(f"{root}: zarr.json cannot be read ({error}). Restore the picture again.") from error
 
 

@@ -17,7 +17,14 @@ from engine.store import free_bytes, nearest_folder, storage_errors
 from engine.tiling.grid import Grid
 
 DISK_RESERVE_BYTES = 64 << 20
+MAX_SIDE_PX = 1 << 20
+MAX_SHARDS = 1 << 20
+"""Of all levels of an output; with shards of 2048 px, the largest one has a third of them."""
+
 _LAYOUT_VERSION = 1  # raised when the same pixels would be stored as other bytes
+_NAME_BYTES = 255  # what the usual file systems hold
+_INTEGERS = ("channels", "chunk_px", "shard_px", "projected_ram_bytes", "projected_disk_bytes")
+_TEXTS = ("name", "dtype", "input_sha256", "mask_sha256", "model", "model_sha256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,12 @@ class Plan:
             raise ValueError(f"an output holds uint8 or uint16, not {self.dtype}")
         if self.grid.size != self.size:
             raise ValueError(f"a grid of {self.grid.size} does not divide an output of {self.size}")
-        if not self.name or "/" in self.name:
+        if not 1 <= self.channels <= 4:
+            raise ValueError(f"an output has 1 to 4 channels, not {self.channels}")
+        if self.size.long_side > MAX_SIDE_PX or self.grid.num_shards > MAX_SHARDS:
+            raise ValueError(f"an output of {self.size} is too large to be stored in shards of {self.grid.shard_px} px")
+        unusable = self.name in ("", ".", "..") or "/" in self.name or "\0" in self.name
+        if unusable or len(os.fsencode(self.name)) > _NAME_BYTES:
             raise ValueError(f"{self.name!r} cannot be the name of an output")
 
     @property
@@ -86,6 +98,13 @@ class Plan:
     def from_json(cls, data: Mapping[str, object]) -> "Plan":
         """The plan that `to_json` wrote; KeyError, TypeError or ValueError where `data` is something else."""
         fields = cast("dict[str, Any]", dict(data))
+        for values, types in (
+            ([*fields["size_px"], *(fields[name] for name in _INTEGERS)], {int}),
+            ([fields[name] for name in _TEXTS], {str}),
+            ([*dict(fields["parameters"]).values()], {int, float, str}),
+        ):
+            if not {type(value) for value in values} <= types:
+                raise TypeError(f"{values} are not all of {types}")
         size = Size(*fields.pop("size_px"))
         grid = Grid(size, fields.pop("chunk_px"), fields.pop("shard_px"))
         return cls(size=size, grid=grid, **fields)
@@ -107,11 +126,7 @@ def validate(plan: Plan, *, out: Path, max_memory_bytes: int | None) -> None:
     `max_memory_bytes` None sets no limit on memory. What an earlier run of the same plan has stored already needs no
     space again. Raises NotEnoughMemory, NotEnoughDisk (`DISK_RESERVE_BYTES` must stay free) or StorageReadOnly.
     """
-    if max_memory_bytes is not None and plan.projected_ram_bytes > max_memory_bytes:
-        raise NotEnoughMemory(
-            f"{plan.name}: needs {plan.projected_ram_bytes:,} bytes of memory, {max_memory_bytes:,} are allowed; "
-            "raise --max-memory, or lower the scale or the size of the tiles"
-        )
+    check_memory(plan, max_memory_bytes)
     _check_writable(out)
     needed = plan.projected_disk_bytes + DISK_RESERVE_BYTES - _stored_bytes(plan.working_folder(out))
     free = free_bytes(out)
@@ -119,6 +134,15 @@ def validate(plan: Plan, *, out: Path, max_memory_bytes: int | None) -> None:
         raise NotEnoughDisk(
             f"{plan.name}: needs {needed:,} bytes of disk at {out}, {free:,} are free; "
             "free some space, choose another --out, or lower the scale"
+        )
+
+
+def check_memory(plan: Plan, max_memory_bytes: int | None) -> None:
+    """Raises NotEnoughMemory; None sets no limit."""
+    if max_memory_bytes is not None and plan.projected_ram_bytes > max_memory_bytes:
+        raise NotEnoughMemory(
+            f"{plan.name}: needs {plan.projected_ram_bytes:,} bytes of memory, {max_memory_bytes:,} are allowed; "
+            "raise --max-memory, or lower the scale or the size of the tiles"
         )
 
 

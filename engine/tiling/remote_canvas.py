@@ -15,10 +15,9 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import MemoryStore, ObjectStore
 
-from engine.errors import StorageError
 from engine.metadata import Metadata
 from engine.objects import Prefix
-from engine.tiling.canvas import PLAN_KEY, AnyCanvas, Pixels, damaged_metadata, sealed_plan, stored_plan
+from engine.tiling.canvas import PLAN_KEY, AnyCanvas, Pixels, damaged_metadata, sealed_plan, stored_plan, trusted_plan
 from engine.tiling.grid import ShardKey
 from engine.tiling.layout import described, object_key, open_arrays
 from engine.tiling.ledger import Record
@@ -64,11 +63,8 @@ class RemoteCanvas(AnyCanvas):
 
     @classmethod
     def load(cls, root: Prefix) -> Self:
-        """Opens an output for reading."""
-        plan = stored_plan(root)
-        if plan is None:
-            raise StorageError(f"{root}: is not an output of this program; give what `restore` has published")
-        return cls(plan, root, workspace=None)
+        """Opens an output for reading. StorageError as `trusted_plan`."""
+        return cls(trusted_plan(root), root, workspace=None)
 
     @property
     def scratch(self) -> Path:
@@ -77,6 +73,7 @@ class RemoteCanvas(AnyCanvas):
         return self._workspace.folder
 
     def write(self, key: ShardKey, pixels: Pixels) -> None:
+        self._check_owned()
         self._check_shard(key, pixels)
         ys, xs = self.grid.box(key).slices
         self._encoders[key.level][:, ys, xs] = pixels.transpose(2, 0, 1)

@@ -5,8 +5,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from pydantic import TypeAdapter  # noqa: F401  typer loads it late
+
 import engine.guide
 import engine.planning
+from engine import isolate
 from engine.cli import app
 from engine.console import Console  # noqa: F401  loaded here, once
 from engine.restoration import _Work
@@ -46,4 +49,5 @@ def job(arguments: list[str], notes: str) -> int:
 
 if __name__ == "__main__":
     small()
+    isolate.in_child(os.getpid, subject=Path(__file__))  # forks share its server
     serve(job)

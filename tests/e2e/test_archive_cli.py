@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
+from engine import failpoints
 from engine.cli import app
 from engine.credentials import check_credentials
 from engine.warden import Limits
@@ -145,7 +146,8 @@ def test_outputs_are_signed_by_an_archive_with_its_own_certificate(pixels, model
     assert call("sign", out, *options) == (0, f"{out / 'a.tif.c2pa'}\n{out / 'a.png.c2pa'}\n")
     assert check_credentials(out / "a.png") == []
     assert call("verify", out)[0] == 0
-    assert call("sign", tmp_path, *options)[0] == 3
+    (tmp_path / "empty").mkdir()
+    assert call("sign", tmp_path / "empty", *options)[0] == 3
 
 
 def test_another_compression_makes_the_tiff_anew(pixels, model, tmp_path):
@@ -190,6 +192,7 @@ def test_a_picture_that_takes_too_long_is_given_up(pixels, model, tmp_path, monk
 def test_clean_lists_before_it_removes(pixels, model, tmp_path, monkeypatch):
     image, out = tmp_path / "a.png", tmp_path / "out"
     Image.fromarray(pixels).save(image)
+    failpoints._counts.clear()
     monkeypatch.setenv("ENGINE_FAILPOINT", "record:2:eio")
     assert restore(image, out, model, "--scale", 2) == 3
     monkeypatch.delenv("ENGINE_FAILPOINT")

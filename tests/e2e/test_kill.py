@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ import cv2
 import numpy as np
 import pytest
 
+from engine.bag import make_bag
+from engine.errors import OutputBusy
+from engine.tiling.damage import Kind
+from engine.upkeep import verify_outputs
 from tests.forked import JobServer, job_server
 from tests.networks import TINY, random_checkpoint
 from tests.outputs import timeless
@@ -66,14 +71,14 @@ def scene_of(server: JobServer, folder: Path, arguments: list[str]) -> Scene:
 def scene(server, folder) -> Scene:
     rng = np.random.default_rng(0)
     image, mask = folder / "a.png", folder / "m.png"
-    missing = np.zeros((60, 130), np.uint8)
-    missing[20:35, 40:90] = 255
-    cv2.imwrite(str(image), rng.integers(0, 256, (60, 130, 3), dtype=np.uint8))
+    missing = np.zeros((40, 100), np.uint8)
+    missing[12:25, 25:70] = 255
+    cv2.imwrite(str(image), rng.integers(0, 256, (40, 100, 3), dtype=np.uint8))
     cv2.imwrite(str(mask), missing)
     model = random_checkpoint(folder, TINY)
     options = ["--mask", str(mask), "--scale", "2", "--model", str(model)]
     made = scene_of(server, folder, ["restore", str(image), *options, "--format", "ome-zarr", "--format", "png"])
-    assert made.num_shards >= 10
+    assert made.num_shards == 12
     return made
 
 
@@ -151,7 +156,7 @@ def test_a_black_picture_resumes_as_done(server, folder, out):
     """Zarr takes a chunk of zeros for one that is not there; a finished black shard must count as finished."""
     image = folder / "black" / "a.png"
     image.parent.mkdir()
-    cv2.imwrite(str(image), np.zeros((130, 200, 3), np.uint8))
+    cv2.imwrite(str(image), np.zeros((70, 200, 3), np.uint8))
     scene = scene_of(server, image.parent, ["restore", str(image), "--format", "ome-zarr", "--model", model_of(folder)])
     assert scene.run(out, failpoint="record:9:kill") == KILLED
     assert len(recorded(out)) >= 4
@@ -169,8 +174,40 @@ def test_a_parameter_that_changes_pixels_never_mixes(scene, out):
     """Two plans in one folder: the killed one's work stays, and is of no use to the other."""
     assert scene.run(out, failpoint="record:8:kill") == KILLED
     halves = recorded(out)
-    boxed = Scene(scene.server, [*scene.arguments, "--box", "0,0,60,129"], {}, 0, 0.0)
+    boxed = Scene(scene.server, [*scene.arguments, "--box", "0,0,40,99"], {}, 0, 0.0)
     before = len(computed(out))
     assert boxed.run(out) == 0
     assert set(computed(out)[before:]) >= halves  # computed anew, none taken over
     assert len(list(out.glob("*.inprogress.zarr"))) == 1
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["rename", "fsync-folder"])
+def test_a_kill_while_formats_are_added(name, scene, folder, out):
+    """In a published canvas: nothing is called damaged that is not, no bag is made, and any command goes on."""
+    added = Scene(scene.server, [*scene.arguments, "--format", "jpeg", "--format", "iiif"], {}, 0, 0.0)
+    states, ends = [], []
+    for occurrence in count(1):
+        shutil.copytree(folder / "undisturbed", out)
+        status = added.run(out, failpoint=f"{name}:{occurrence}:kill")
+        finished = timeless(out)
+        if status == 0:
+            break
+        assert status == KILLED
+        scratch = out / "a.zarr" / "_engine" / "scratch"
+        if scratch.exists():
+            with pytest.raises(OutputBusy):
+                make_bag(out, folder / "bag")
+        kinds = {problem.kind for verdict in verify_outputs([out]) for problem in verdict.problems}
+        assert kinds <= {Kind.OUTDATED}
+        states.append((scratch.exists(), (out / "a.jpg").exists(), bool(kinds)))
+        runs = [added] if occurrence % 2 else [scene, added]
+        for run in runs:
+            assert run.run(out) == 0, out.with_name(out.name + ".notes.log").read_text()
+            assert not scratch.exists()
+            assert not list(out.rglob("*.partial"))
+            assert [verdict.problems for verdict in verify_outputs([out])] == [()]
+        ends.append(timeless(out))
+        shutil.rmtree(out)
+    assert all(end == finished for end in ends)
+    assert len(set(states)) >= 2, states

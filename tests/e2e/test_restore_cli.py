@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import engine.planning
-from engine import restore
+from engine import failpoints, restore
 from engine.cli import app
 from engine.geometry import Box
 from engine.models.runner import TorchRunner
@@ -143,15 +143,15 @@ def test_known_pixels_are_identical_at_scale_1(channels, dtype, model, tmp_path)
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_colour_stays(scale, with_mask, tmp_path):
     """Reduced by the card's own operator, the output gives back the known pixels."""
-    pixels = photo(64, 80)
-    missing = holes(64, 80) if with_mask else np.zeros((64, 80), bool)
+    pixels = photo(32, 40)
+    missing = holes(32, 40) if with_mask else np.zeros((32, 40), bool)
     image, mask = write(tmp_path / "a.png", pixels), write_mask(tmp_path / "m.png", missing)
     code, (line,) = restored(
         image, "--out", tmp_path / "out", "--scale", scale, "--mask", mask if with_mask else "none", "--format", "png"
     )
     assert code == 0
     output = torch.from_numpy(read(Path(line["outputs"][0])).astype(np.float32)).permute(2, 0, 1)[None]
-    reduced = F.interpolate(output, size=(64, 80), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
+    reduced = F.interpolate(output, size=(32, 40), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
     error = ((reduced - pixels)[~missing] ** 2).mean()
     assert 10 * np.log10(255**2 / error) >= 45
 
@@ -263,7 +263,7 @@ def test_a_bad_input_is_refused_and_the_others_go_on(kind, model, tmp_path):
     assert (first["status"], first["reason"]) == ("refused", BAD[kind])
     assert "bad.png" in first["message"]
     assert second["status"] == "done"
-    assert sorted(path.name for path in out.iterdir()) == ["good.json", "good.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["_batch", "good.json", "good.png"]
     if kind == "giant":
         assert "3,600,000,000" in first["message"]
         assert f"{1 << 30:,}" in first["message"]
@@ -347,14 +347,13 @@ def test_a_name_cannot_command_the_terminal(model, tmp_path):
     assert "a\\x1b[2Jb.png" in result.stderr
 
 
-def test_a_full_disk_fails_and_the_rerun_finishes(model, tmp_path):
+def test_a_full_disk_fails_and_the_rerun_finishes(model, tmp_path, monkeypatch):
     image = write(tmp_path / "a.png", noise(20, 30))
-    arguments = ["restore", image, "--out", tmp_path / "out", "--model", model, "--json"]
-    command = [sys.executable, "-m", "engine.cli", *map(str, arguments)]
-    environment = {**os.environ, "ENGINE_FAILPOINT": "temp-write:5:enospc"}
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 3, done.stderr
-    assert json.loads(done.stdout)["reason"] == "storage-full"
+    failpoints._counts.clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("ENGINE_FAILPOINT", "temp-write:5:enospc")
+        code, (line,) = restored(image, "--out", tmp_path / "out", "--model", model)
+    assert (code, line["reason"]) == (3, "storage-full")
     assert not (tmp_path / "out" / "a.zarr").exists()
     code, (line,) = restored(image, "--out", tmp_path / "out", "--model", model)
     assert (code, line["status"]) == (0, "done")

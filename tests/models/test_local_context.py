@@ -28,7 +28,7 @@ NARROW = {
 
 CONFIGS = {
     "lite": (lite(), range(3)),
-    "full": (full(), range(3)),
+    "full": (full(), range(2)),
     "narrow lite": (replace(lite(), **NARROW), range(5)),
     "narrow full": (replace(full(), **NARROW), range(5)),
     "tiny": (TINY, range(5)),

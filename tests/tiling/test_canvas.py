@@ -16,7 +16,7 @@ import zarr
 from engine import store
 from engine.errors import OutputBusy, OutputExists, StorageError, StorageReadOnly
 from engine.geometry import Box, Size
-from engine.tiling.canvas import Canvas, damaged_metadata, stored_plan
+from engine.tiling.canvas import Canvas, adding_to, damaged_metadata, stored_plan
 from engine.tiling.durable import DurableStore
 from engine.tiling.execute import run
 from engine.tiling.grid import Grid, ShardKey
@@ -253,6 +253,65 @@ def test_anothers_plan_under_our_name_is_refused(tmp_path):
     (root / "_engine" / "plan.json").write_bytes(seal({"plan": other.to_json(), "metadata": {}}))
     with pytest.raises(OutputExists):
         Canvas.open(plan, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"plan": None},
+        {"plan": {}},
+        {"metadata": 5},
+        {"metadata": {"../../../secret": "x"}},
+        {"metadata": {"/dev/zero": "x"}},
+        {"metadata": {"0/c/zarr.json": "x"}},
+        {"metadata": {"zarr.json\0": "x"}},
+        {"metadata": {"9/zarr.json": "x"}},
+    ],
+)
+def test_a_sealed_plan_that_is_none_is_not_believed(tmp_path, change):
+    plan = make_plan()
+    Canvas.open(plan, tmp_path).close()
+    path = plan.working_folder(tmp_path) / "_engine" / "plan.json"
+    stored = unseal(path.read_bytes())
+    assert stored is not None
+    path.write_bytes(seal(stored | change))
+    assert stored_plan(plan.working_folder(tmp_path)) is None
+    path.write_bytes(seal(stored))
+    assert stored_plan(plan.working_folder(tmp_path)) == plan
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json", "_engine/zarr.json"])
+def test_a_canvas_whose_metadata_were_changed_is_not_read(tmp_path, rng, name):
+    plan = make_plan()
+    final = published(plan, make_picture(plan, rng), tmp_path)
+    path = final / name
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(StorageError, match="engine verify"):
+        Canvas.load(final)
+
+
+def test_one_process_at_a_time_adds_to_a_published_canvas(tmp_path, rng):
+    plan = make_plan()
+    final = published(plan, make_picture(plan, rng), tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in final.rglob("*") if path.is_file()}
+    with adding_to(final) as canvas:
+        (canvas.scratch / "mask.raw").touch()
+        with pytest.raises(OutputBusy), adding_to(final):
+            pass
+    assert {path: path.stat().st_mtime_ns for path in final.rglob("*") if path.is_file()} == before
+    assert not canvas.scratch.exists()
+    with pytest.raises(ZeroDivisionError), adding_to(final):
+        raise ZeroDivisionError
+    assert not canvas.scratch.exists()
+    with pytest.raises(ZeroDivisionError):
+        begin(final)
+    assert (canvas.scratch / "begun").exists()
+
+
+def begin(final: Path) -> None:
+    with adding_to(final) as canvas:
+        (canvas.scratch / "begun").touch()
+        raise ZeroDivisionError
 
 
 def test_resume_removes_partials(tmp_path):

@@ -68,10 +68,44 @@ def test_json_round_trip():
     assert again.plan_id == PLAN.plan_id
 
 
-@pytest.mark.parametrize("change", [{"dtype": "float32"}, {"size": Size(1, 1)}, {"name": "../up"}, {"name": ""}])
+HUGE = Size(1 << 20, 1 << 20)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "float32"},
+        {"size": Size(1, 1)},
+        {"size": Size(1, 2 << 20), "grid": Grid(Size(1, 2 << 20))},
+        {"size": HUGE, "grid": Grid(HUGE, 512, 512)},
+        {"channels": 5},
+        {"channels": 0},
+        *({"name": name} for name in ("../up", "", ".", "..", "a\0output", "output" * 50)),
+    ],
+)
 def test_impossible_plans(change):
     with pytest.raises(ValueError, match="output"):
         replace(PLAN, **change)
+
+
+def test_the_largest_output_is_possible():
+    assert replace(PLAN, size=HUGE, grid=Grid(HUGE)).grid.num_shards > 1 << 18
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"size_px": size} for size in ([1.5, 2.5], ["a", 1], [True, 1], [1], 7, None, [10**12, 10**12], [0, 0])),
+        *({name: value} for name in ("channels", "chunk_px", "projected_ram_bytes") for value in ("x", None, 1.5)),
+        *({name: 7} for name in ("name", "dtype", "input_sha256", "model")),
+        *({"parameters": value} for value in (None, [1], "ab", {"scale": None}, {"scale": [4]})),
+        *({"name": name} for name in ("..", "a\0", "\ud800")),
+        {"more": 1},
+    ],
+)
+def test_what_is_no_plan_is_not_read_as_one(change):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Plan.from_json(PLAN.to_json() | change)
 
 
 def test_canvas_bytes_is_the_size_of_the_arrays():

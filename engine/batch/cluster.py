@@ -1,0 +1,60 @@
+# pyright: reportUnknownMemberType=false
+"""The Ray cluster that a batch runs on: a local one of its own, or one that is there."""
+
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import ray
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+OBJECT_STORE_BYTES = 128 << 20
+"""Descriptors and receipts only."""
+
+
+@contextmanager
+def connected(workers: int, address: str | None) -> Generator[None]:
+    """A connection to `address`, or a cluster of this process alone with as many logical CPUs as the workers book."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        options |= {
+            "address": "local",
+            "num_cpus": max(os.cpu_count() or 1, workers + 1),
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    else:
+        options["address"] = address
+    ray.init(**options)  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def submit(address: str, arguments: Sequence[str]) -> int:
+    """Runs this very command inside the cluster behind an `http://` address, shows what it says; its exit code.
+
+    Ray Data needs its driver in the cluster. Paths are those of the cluster; the engine must be installed there.
+    """
+    client = JobSubmissionClient(address)
+    words = ["engine", *arguments, "--address", "auto"]
+    job = client.submit_job(entrypoint=shlex.join(words))
+    sys.stderr.write(f"submitted as {job} to {address}\n")
+    shown = 0
+    while True:
+        text = client.get_job_logs(job)
+        sys.stderr.write(text[shown:])
+        shown = len(text)
+        status = client.get_job_status(job)
+        if status.is_terminal():
+            info = client.get_job_info(job)
+            if status is JobStatus.SUCCEEDED:
+                return 0
+            return info.driver_exit_code or 3
+        time.sleep(1)

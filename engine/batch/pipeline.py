@@ -1,0 +1,369 @@
+# pyright: reportUnknownMemberType=false
+"""A batch on a Ray cluster: mask actors plan, tile actors restore, tasks finish; the driver counts.
+
+    items ──► prepare ──► one shard ───► bundles ──► lane "small" ──────────────────────────► outcome
+                    └───► many shards ─► runs ─────► lane "large" ──► all drawn ──► finish ──► outcome
+
+A bundle is of small pictures, each restored in one go. A run is of up to 8 shards of a large one, whose canvas is laid
+out by `prepare`. The lanes have actors of their own, so that a giant never holds up the small. All state is in the
+output folder (receipts, records, intents): killed anywhere, the same command goes on.
+"""
+
+import logging
+import queue
+import signal
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, WorkerCrashedError
+
+from engine.batch.attempts import MAX_SHARED, Attempts
+from engine.batch.inputs import Item
+from engine.batch.lane import Batch, Event, Lane, Pool, answer
+from engine.batch.work import DONE, FAILED, Order, Outcome, guarded, restore_item
+from engine.errors import BatchStalled, ProcessDied, TooFewCpus
+from engine.geometry import ceil_div
+from engine.outputs import BATCH
+from engine.restoration import Part
+
+log = logging.getLogger(__name__)
+
+BUNDLE_PIXELS = 16_000_000
+BUNDLE_ITEMS = 16
+RUN_SHARDS = 8
+PREPARED_TOGETHER = 16
+OPEN_PER_WORKER = 2
+"""Large pictures that are begun and not finished, per tile actor: their staged pixels wait on the disk."""
+WORKER_BYTES = 1 << 30
+LANE_CPUS = 0.5
+"""Both lanes may be at work at once: each tile actor books half a core and takes what it gets."""
+PREPARER_CPUS = 0.25
+MAX_RESTARTS = 3
+STARTING_S = 300.0
+"""What a busy cluster may take to start a process anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Small pictures."""
+
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Shards `first` to `last - 1` of a large picture, in drawing order."""
+
+    item: Item
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A picture that can be restored; one of a single shard is not begun yet."""
+
+    item: Item
+    num_pixels: int
+    num_shards: int
+
+
+def check_cluster(workers: int) -> None:
+    """Raises TooFewCpus where the pools would starve: Ray Data then waits for ever, and says nothing."""
+    needed = 2 * workers * LANE_CPUS + PREPARER_CPUS + LANE_CPUS  # one more for a task that finishes
+    there = float(cast("dict[str, float]", ray.cluster_resources()).get("CPU", 0))
+    if there < needed:
+        raise TooFewCpus(
+            f"{workers} workers need {needed:g} CPUs of the cluster, it has {there:g}; give fewer --workers, or add "
+            "nodes"
+        )
+
+
+class Preparer:
+    """Plans pictures, and begins those of many shards. Loads no network."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._restorer = order.restorer(threads=1)
+
+    def __call__(self, batch: Batch) -> Batch:
+        return answer(batch, lambda bundle: [self._prepare(item) for item in bundle.items])
+
+    def _prepare(self, item: Item) -> Prepared | Outcome:
+        def prepare() -> Prepared:
+            job, request = self._order.job(item), self._order.request
+            plan, _, _ = self._restorer.plan(job, request)
+            num_shards = sum(1 for _ in plan.grid.keys(0))
+            if num_shards > 1 and self._restorer.lay_out(job, request) is None:
+                num_shards = 1  # finished, or only to be exported
+            return Prepared(item, plan.size.num_pixels, num_shards)
+
+        return guarded(item, prepare)
+
+
+class TileActor:
+    """Restores bundles and draws runs, one thread each."""
+
+    def __init__(self, order: Order, stall_s: float) -> None:
+        self._order, self._stall_s = order, stall_s
+        self._restorer = order.restorer(threads=1)
+        self._attempts = Attempts(order.out / BATCH / "attempts")
+        self._node = ray.get_runtime_context().get_node_id()
+        self._part: tuple[str, Part] | None = None
+
+    def __call__(self, batch: Batch) -> Batch:
+        return answer(batch, self._work)
+
+    def _work(self, work: Bundle | Run) -> list[Outcome]:
+        if isinstance(work, Bundle):
+            return [self._attempt(item) for item in work.items]
+        return [self._attempt(work.item, work)]
+
+    def _attempt(self, item: Item, run: Run | None = None) -> Outcome:
+        """One more try; the third, after two deaths, in a process that nothing else shares."""
+        nodes = {node["NodeID"] for node in cast("list[dict[str, Any]]", ray.nodes()) if node["Alive"]}
+        deaths = self._attempts.deaths(item.name, nodes=nodes)
+        if deaths >= MAX_SHARED:
+            outcome = guarded(item, lambda: self._alone(item))
+        else:
+            self._attempts.begin(item.name, node=self._node)
+            with _Alarm(self._stall_s):
+                if run is None:
+                    outcome = restore_item(self._restorer, item, self._order)
+                else:
+                    outcome = guarded(item, lambda: self._draw(run))
+        self._attempts.end(item.name)
+        return replace(outcome, attempts=deaths + 1)
+
+    def _draw(self, run: Run) -> Outcome:
+        ends = list(self._opened(run.item).draw(run.first, run.last))
+        reused = sum(end.reused for end in ends)
+        seconds = sum(end.seconds for end in ends)
+        return Outcome(run.item, DONE, seconds=seconds, shards_done=len(ends), shards_reused=reused)
+
+    def _opened(self, item: Item) -> Part:
+        """Runs of one picture follow each other: it is decoded once."""
+        if self._part is None or self._part[0] != item.name:
+            if self._part is not None:
+                self._part[1].close()
+                self._part = None
+            scratch = Path(tempfile.mkdtemp(prefix="engine-part-"))
+            self._part = (item.name, Part(self._restorer, self._order.job(item), self._order.request, scratch))
+        return self._part[1]
+
+    def _alone(self, item: Item) -> Outcome:
+        task = _restore_alone.options(num_cpus=0).remote(self._order, item)
+        try:
+            return ray.get(task, timeout=self._stall_s)
+        except WorkerCrashedError as error:
+            raise ProcessDied(
+                f"{item.image}: the process that restores it has died {MAX_SHARED + 1} times, at last with nothing "
+                "else in it; leave it out, or report it"
+            ) from error
+        except OutOfMemoryError as error:
+            raise ProcessDied(f"{item.image}: takes more memory than the node has ({error}); leave it out") from error
+        except GetTimeoutError as error:
+            ray.cancel(task, force=True)
+            raise ProcessDied(
+                f"{item.image}: not restored after {self._stall_s:g} s, alone in its process; leave it out"
+            ) from error
+
+
+class _Alarm:
+    """Ends this process when it is at one picture for too long: even a loop in C cannot hold it up."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self._seconds)  # the default action of SIGALRM ends the process
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@ray.remote(max_retries=0)
+def _restore_alone(order: Order, item: Item) -> Outcome:
+    return restore_item(order.restorer(threads=1), item, order)
+
+
+@ray.remote(max_retries=3, num_cpus=LANE_CPUS)
+def _finish(order: Order, item: Item) -> Outcome:
+    """Pyramid, exports, receipt and name of a picture whose shards are drawn: the way of any resumed picture."""
+    return restore_item(order.restorer(threads=1), item, order)
+
+
+@dataclass(slots=True)
+class _Large:
+    """A picture that is drawn in runs."""
+
+    item: Item
+    num_shards: int
+    released: int = 0
+    in_flight: int = 0
+    failed: bool = False
+
+    @property
+    def has_more(self) -> bool:
+        return self.released < self.num_shards and not self.failed
+
+
+class Pipeline:
+    """One batch on the cluster that this process is connected to."""
+
+    def __init__(self, order: Order, *, workers: int, stall_s: float = 600.0, num_gpus: float = 0.0) -> None:
+        check_cluster(workers)
+        self._order, self._workers, self._stall_s = order, workers, stall_s
+        self._outbox: queue.Queue[Event | Outcome] = queue.Queue()
+        self._tiles = Pool(workers, LANE_CPUS, WORKER_BYTES, num_gpus)
+        self._lanes: dict[str, Lane] = {}
+        self._small: deque[Prepared] = deque()
+        self._open: deque[_Large] = deque()
+        self._finishing: set[str] = set()
+        self._restarts = 0
+
+    def run(self, items: Iterable[Item]) -> Iterator[Outcome]:
+        """Restores everything; outcomes come as pictures end, in no order. Raises BatchStalled where nothing moves."""
+        source = iter(items)
+        more = True
+        self._lane("small")  # its actors load the network while the first pictures are looked at
+        try:
+            while True:
+                while more and self._wants_more():
+                    chunk = tuple(islice(source, PREPARED_TOGETHER))
+                    more = len(chunk) == PREPARED_TOGETHER
+                    if chunk:
+                        self._lane("prepare").put(Bundle(chunk))
+                self._release()
+                if not more and not self._busy():
+                    for lane in self._lanes.values():
+                        lane.close()
+                    return
+                yield from self._next_event()
+        except BaseException:
+            for lane in self._lanes.values():
+                lane.abort()
+            raise
+
+    def _wants_more(self) -> bool:
+        """Whether so little is planned ahead that another handful of pictures may be looked at."""
+        return (
+            self._in_flight("prepare") < 2
+            and len(self._small) < 4 * self._workers * BUNDLE_ITEMS
+            and len(self._open) < OPEN_PER_WORKER * self._workers
+        )
+
+    def _busy(self) -> bool:
+        waiting = self._small or self._open or self._finishing
+        return bool(waiting) or any(lane.in_flight for lane in self._lanes.values())
+
+    def _in_flight(self, name: str) -> int:
+        return len(self._lanes[name].in_flight) if name in self._lanes else 0
+
+    def _lane(self, name: str) -> Lane:
+        """The lane of this name, opened when it is asked for first."""
+        if name not in self._lanes:
+            arguments: dict[str, object] = {"order": self._order}
+            if name == "prepare":
+                pool = Pool(1, PREPARER_CPUS, WORKER_BYTES // 2)
+                self._lanes[name] = Lane(name, Preparer, arguments, pool, self._outbox)
+            else:
+                arguments["stall_s"] = self._stall_s
+                self._lanes[name] = Lane(name, TileActor, arguments, self._tiles, self._outbox)
+        return self._lanes[name]
+
+    def _release(self) -> None:
+        """Gives the lanes what they can take: bundles, smaller where little is left, and runs of the open pictures."""
+        while self._small and self._in_flight("small") < 2 * self._workers:
+            self._lane("small").put(self._bundle())
+        while self._in_flight("large") < 2 * self._workers:
+            picture = next((large for large in self._open if large.has_more), None)
+            if picture is None:
+                return
+            self._open.remove(picture)
+            self._open.append(picture)  # in turn: none waits for another to end
+            first, last = picture.released, min(picture.released + RUN_SHARDS, picture.num_shards)
+            picture.released = last
+            picture.in_flight += 1
+            self._lane("large").put(Run(picture.item, first, last))
+
+    def _bundle(self) -> Bundle:
+        share = ceil_div(len(self._small), 2 * self._workers)
+        items: list[Item] = []
+        num_pixels = 0
+        while self._small and len(items) < min(share, BUNDLE_ITEMS) and num_pixels < BUNDLE_PIXELS:
+            prepared = self._small.popleft()
+            items.append(prepared.item)
+            num_pixels += prepared.num_pixels
+        return Bundle(tuple(items))
+
+    def _next_event(self) -> Iterator[Outcome]:
+        try:
+            event = self._outbox.get(timeout=STARTING_S + 2 * self._stall_s)
+        except queue.Empty:
+            self._restart(
+                BatchStalled(f"nothing has ended for {2 * self._stall_s:g} s; look at the cluster, run again")
+            )
+            return
+        if isinstance(event, Outcome):
+            self._finishing.discard(event.item.name)
+            yield event
+        elif self._lanes.get(event.lane.name) is not event.lane:
+            return  # of a lane that was given up
+        elif event.error is not None:
+            self._restart(event.error)
+        else:
+            work = event.lane.take(event)
+            if event.lane.name == "prepare":
+                yield from self._sorted(event.result)
+            elif event.lane.name == "small":
+                yield from event.result
+            else:
+                self._drawn(cast("Run", work), *event.result)
+
+    def _sorted(self, looked_at: list[Prepared | Outcome]) -> Iterator[Outcome]:
+        for found in looked_at:
+            if isinstance(found, Outcome):
+                yield found
+            elif found.num_shards > 1:
+                self._open.append(_Large(found.item, found.num_shards))
+            else:
+                self._small.append(found)
+
+    def _drawn(self, run: Run, outcome: Outcome) -> None:
+        picture = next(large for large in self._open if large.item == run.item)
+        picture.in_flight -= 1
+        picture.failed |= outcome.status != DONE  # finishing fails in the same way, says so and tidies up
+        if picture.in_flight == 0 and not picture.has_more:
+            self._open.remove(picture)
+            self._submit(picture.item)
+
+    def _submit(self, item: Item) -> None:
+        self._finishing.add(item.name)
+        task = _finish.options(memory=WORKER_BYTES).remote(self._order, item)
+
+        def told(future: "Future[Outcome]") -> None:
+            error = future.exception()
+            died = f"{item.image}: the task that finishes it has died ({error}); run the same command again"
+            self._outbox.put(Outcome(item, FAILED, ProcessDied.code, died) if error else future.result())
+
+        task.future().add_done_callback(told)
+
+    def _restart(self, error: BaseException) -> None:
+        """Opens the lanes anew with what was in flight. What is done by then costs a look."""
+        self._restarts += 1
+        if self._restarts > MAX_RESTARTS:
+            raise error
+        log.warning("the pipeline broke down (%s); it is started again", error)
+        lanes, self._lanes = self._lanes, {}
+        for name, lane in lanes.items():
+            lane.abort()
+            for work in lane.in_flight.values():
+                self._lane(name).put(work)

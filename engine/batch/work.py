@@ -1,0 +1,131 @@
+"""What is asked for all pictures of a batch, and what became of one."""
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from engine.batch.inputs import Item
+from engine.errors import EngineError, InputError, PlanError
+from engine.failpoints import hit
+from engine.objects import Prefix
+from engine.planning import PIXEL_VERSION, Request
+from engine.receipt import Job, Receipt, read_receipt, receipt_path
+from engine.restoration import Progress, Restorer
+
+_T = TypeVar("_T")
+
+DONE, REFUSED, FAILED = "done", "refused", "failed"
+"""REFUSED: this picture cannot be restored as asked. FAILED: the machine or the disk stood in the way, or the picture
+killed the processes that tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The same for every picture."""
+
+    out: Path
+    request: Request = field(default_factory=Request)
+    formats: tuple[str, ...] = ("ome-zarr", "png")
+    model: str | None = None
+    degradation: str = "clean"
+    tiff_compression: str = "deflate"
+    max_pixels: int = 1 << 30
+    replace: bool = False
+    remote: Prefix | None = None
+    """Where the outputs go instead, on an object store: then `out` is for temporary files only."""
+
+    def restorer(self, *, threads: int | None = None) -> Restorer:
+        return Restorer(
+            model=self.model, degradation=self.degradation, precision=self.request.precision, threads=threads
+        )
+
+    def job(self, item: Item) -> Job:
+        """Raises MaskUnavailable where no mask was found."""
+        return item.job(
+            self.out,
+            self.formats,
+            replace=self.replace,
+            max_pixels=self.max_pixels,
+            tiff_compression=self.tiff_compression,
+            remote=self.remote,
+        )
+
+    def request_id(self, model_sha256: str) -> str:
+        """A hash of all that decides about the outputs of a given input: a finished picture is finished for this."""
+        asked = dataclasses.asdict(self)
+        for name in ("out", "model", "replace", "max_pixels", "remote"):  # of the model, its digest
+            del asked[name]
+        asked |= {"model_sha256": model_sha256, "pixel_version": PIXEL_VERSION}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one picture ended; plain values, for it travels between processes."""
+
+    item: Item
+    status: str
+    reason: str | None = None
+    message: str | None = None
+    plan_id: str | None = None
+    seconds: float = 0.0
+    attempts: int = 1
+    shards_total: int = 0
+    shards_done: int = 0
+    shards_reused: int = 0
+    outputs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    looked_up: bool = False
+    """Whether it had ended before this run."""
+
+
+def codes(kind: type[EngineError]) -> set[str]:
+    """The reason codes of a kind of error and of all below it."""
+    return {kind.code}.union(*(codes(below) for below in kind.__subclasses__()))
+
+
+def restore_item(restorer: Restorer, item: Item, order: Order, progress: Progress | None = None) -> Outcome:
+    """One picture from its file to its receipt; never raises an EngineError."""
+    return guarded(item, lambda: _done(item, _restore(restorer, item, order, progress)))
+
+
+def guarded(item: Item, act: Callable[[], _T]) -> _T | Outcome:
+    """What `act` says, or the error that it ended with."""
+    try:
+        return act()
+    except EngineError as error:
+        status = REFUSED if isinstance(error, InputError | PlanError) else FAILED
+        return Outcome(item, status, error.code, str(error))
+
+
+def _restore(restorer: Restorer, item: Item, order: Order, progress: Progress | None) -> Receipt:
+    hit(f"restore {item.name}")
+    if not item.is_remote:
+        return restorer.restore(order.job(item), order.request, progress)
+    with tempfile.TemporaryDirectory(prefix="engine-") as fetched:
+        return restorer.restore(order.job(item.fetched(Path(fetched))), order.request, progress)
+
+
+def _done(item: Item, receipt: Receipt) -> Outcome:
+    return Outcome(
+        item,
+        DONE,
+        plan_id=receipt.plan_id,
+        seconds=receipt.seconds,
+        shards_total=receipt.shards_total,
+        shards_done=receipt.shards_done,
+        shards_reused=receipt.shards_reused,
+        outputs=tuple(str(path) for path in receipt.outputs),
+        notes=receipt.notes,
+    )
+
+
+def stored_receipt(order: Order, item: Item) -> dict[str, Any] | None:
+    """What is on the disk about a finished picture."""
+    path = order.out / item.name
+    return read_receipt(receipt_path(path.parent, path.name))

@@ -1,0 +1,142 @@
+"""Batches on Ray: the bytes of an undisturbed run, whatever dies on the way, and every picture's end is told."""
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+
+from engine.batch.inputs import Item
+from engine.batch.pipeline import Pipeline
+from engine.batch.work import DONE, FAILED, REFUSED, Order, Outcome, restore_item
+from engine.errors import TooFewCpus
+from engine.planning import Request
+from tests.networks import TINY, random_checkpoint
+from tests.outputs import timeless
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> str:
+    return str(random_checkpoint(tmp_path_factory.mktemp("model"), TINY))
+
+
+def pictures(folder: Path, names: list[str], *, h: int = 40, w: int = 60) -> list[Item]:
+    rng = np.random.default_rng(len(names))
+    items: list[Item] = []
+    for number, name in enumerate(names):
+        image, mask = folder / f"{name}.png", folder / f"{name}.mask.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(image), rng.integers(0, 256, (h, w, 3), dtype=np.uint8))
+        missing = np.zeros((h, w), np.uint8)
+        missing[5:20, 10:30] = 255
+        cv2.imwrite(str(mask), missing)
+        items.append(Item(str(image), name, str(mask) if number % 2 else None, None))
+    return items
+
+
+def ends(pipeline: Pipeline, items: list[Item]) -> dict[str, Outcome]:
+    told = list(pipeline.run(items))
+    assert len(told) == len({outcome.item.name for outcome in told})  # each once
+    return {outcome.item.name: outcome for outcome in told}
+
+
+def undisturbed(items: list[Item], order: Order, out: Path) -> dict[str, bytes]:
+    alone = Order(**{**{name: getattr(order, name) for name in order.__slots__}, "out": out})
+    restorer = alone.restorer(threads=1)
+    for item in items:
+        assert restore_item(restorer, item, alone).status == DONE
+    return timeless(out)
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    return {name: data for name, data in timeless(out).items() if not name.startswith("_batch/")}
+
+
+@contextmanager
+def killer(every_s: float) -> Iterator[list[int]]:
+    """Kills a random tile actor now and then."""
+    killed: list[int] = []
+    ended = threading.Event()
+
+    def kill() -> None:
+        chance = random.Random(0)
+        while not ended.wait(every_s):
+            found = [
+                process
+                for process in psutil.Process().children(recursive=True)
+                if any("MapWorker(MapBatches(TileActor))" in part for part in command_line(process))
+            ]
+            if found:
+                victim = chance.choice(found)
+                killed.append(victim.pid)
+                os.kill(victim.pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        thread.join()
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_many_pictures_of_every_fate(cluster, folder, model):
+    items = pictures(folder / "in", [f"sub {n % 3}/scan {n}" for n in range(20)])
+    items += pictures(folder / "in", ["large"], h=700, w=1100)
+    order = Order(folder / "out", Request(scale=4), ("ome-zarr", "png"), model)
+    expected = undisturbed(items, order, folder / "expected")
+    broken = folder / "in" / "broken.png"
+    broken.write_bytes(b"not a picture")
+    bad = [Item(str(broken), "broken", None, None), Item(items[0].image, "maskless", None, "no mask fits")]
+    found = ends(Pipeline(order, workers=2), [*items, *bad])
+    assert {outcome.reason for outcome in found.values()} == {None, "unreadable-input", "mask-unavailable"}
+    assert [found[item.name].status for item in bad] == [REFUSED, REFUSED]
+    assert outputs(folder / "out") == expected
+    assert list((folder / "out" / "_batch" / "attempts").iterdir()) == []
+
+    again = ends(Pipeline(order, workers=1), items)
+    assert all(outcome.shards_reused == outcome.shards_total for outcome in again.values())
+    assert outputs(folder / "out") == expected
+
+
+def test_killed_workers_are_invisible_in_the_output(cluster, folder, model):
+    items = pictures(folder / "in", [f"scan {n}" for n in range(40)], h=90, w=120)
+    items += pictures(folder / "in", ["large"], h=700, w=1600)
+    order = Order(folder / "out", Request(scale=4), ("ome-zarr",), model)
+    expected = undisturbed(items, order, folder / "expected")
+    with killer(5.0) as killed:
+        found = ends(Pipeline(order, workers=2), items)
+    assert killed
+    assert {outcome.status for outcome in found.values()} == {DONE}
+    assert outputs(folder / "out") == expected
+
+
+def test_poison_is_put_aside_and_the_innocent_are_not(cluster, folder, model):
+    items = pictures(folder / "in", [*(f"scan {n}" for n in range(12)), "segv", "hang"])
+    order = Order(folder / "out", Request(scale=1), ("png",), model)
+    found = ends(Pipeline(order, workers=2, stall_s=10), items)
+    for name in ("segv", "hang"):
+        assert (found[name].status, found[name].reason, found[name].attempts) == (FAILED, "process-died", 3)
+    assert all(found[item.name].status == DONE for item in items[:12])
+    assert sum(path.suffix == ".png" for path in (folder / "out").glob("scan *.png")) >= 12
+
+
+def test_a_pool_that_would_starve_is_refused(cluster, folder):
+    with pytest.raises(TooFewCpus, match=r"9 workers need 9\.75 CPUs of the cluster, it has 4"):
+        Pipeline(Order(folder), workers=9)
