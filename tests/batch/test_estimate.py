@@ -1,5 +1,6 @@
 """What many pictures would take is what a run of each would be allowed, and it is known from headers alone."""
 
+import faulthandler
 import os
 import re
 import signal
@@ -169,6 +170,7 @@ def in_fork(function, /, *arguments, subject, limits=None, **keywords):
     """As `in_child`, but of this process, so that what a test has replaced is replaced there too."""
     child = os.fork()
     if child == 0:
+        faulthandler.disable()  # it is to crash, and nobody wants to read of it
         try:
             function(*arguments, **keywords)
         except Exception:

@@ -11,8 +11,15 @@ import pytest
 
 from engine.batch.inputs import Item, find_inputs
 from engine.errors import MaskUnavailable, PlanError, UnreadableInput
+from engine.geometry import Size
 from engine.receipt import SCHEMA
+from engine.tiling.export import SUFFIX
+from engine.tiling.grid import Grid
+from engine.tiling.plan import Plan
 from engine.tiling.seal import seal
+from tests.outputs import FACTS
+
+SIZE = Size(4, 5)
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -39,8 +46,13 @@ def masks(*sources: object, mask: object) -> dict[str, str | None]:
 
 
 def write_receipt(path: Path, *outputs: str) -> None:
-    empty = dict.fromkeys(("input", "plan_id", "plan"))
-    path.write_bytes(seal({"schema": SCHEMA, **empty, "outputs": {str(i): {"name": n} for i, n in enumerate(outputs)}}))
+    """A receipt that names these outputs, by their suffixes."""
+    plan = Plan(path.stem, SIZE, 3, "uint8", Grid(SIZE), "0" * 64, "none", "lite", "1" * 64, {"scale": 1}, 0, 0)
+    entry = {"sha256": "2" * 64, "bytes": 1, "digest_of": "file", "compression": "lzw"}
+    formats = {suffix: fmt for fmt, suffix in SUFFIX.items()}
+    made = {formats[Path(name).suffix]: {"name": name, **entry} for name in outputs}
+    told = {"plan_id": plan.plan_id, "plan": plan.to_json(), "outputs": made, "finished": "2026-11-21T00:00:00Z"}
+    path.write_bytes(seal({"schema": SCHEMA, **FACTS, **told}))
 
 
 def test_a_folder_gives_its_pictures_and_nothing_that_a_run_has_left(tmp_path):
