@@ -208,8 +208,7 @@ def restore(
         )
         restorer = order.restorer()
         items = list(find_inputs(inputs, out=str(where), mask=mask))
-        here = order.remote is not None or any(item.is_remote for item in items)
-        if not workers and (address is not None or (len(items) > RAY_ABOVE and not here)):
+        if not workers and (address is not None or (len(items) > RAY_ABOVE and order.remote is None)):
             workers = os.cpu_count() or 1
         with Console(num_pictures=len(items), as_json=as_json) as console:
             console.say(f"model {restorer.checkpoint.card.name}, degradation {restorer.checkpoint.card.degradation}")

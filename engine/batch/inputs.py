@@ -5,8 +5,10 @@ line) or `s3://bucket/prefix`. Nothing is decoded here. Paths are `str` as `os.f
 are no UTF-8 survive; a picture costs one string until its turn comes.
 """
 
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -45,14 +47,14 @@ class Item:
     ) -> Job:
         """What to do with it, in the sub-folder of `out` that its name asks for; with `remote`, in that below it.
 
-        Raises MaskUnavailable, and PlanError where a file is still on an object store: `fetched` first.
+        Raises MaskUnavailable, and PlanError where a file is still on an object store (see `local`).
         """
         if self.error is not None:
             raise MaskUnavailable(self.error)
         if self.is_remote:
             raise PlanError(
-                f"{self.image}: 1 picture or its mask is on an object store, which only `restore` without --workers "
-                "reads; copy it to a folder first"
+                f"{self.image}: 1 picture or its mask is on an object store and would have to be downloaded; give "
+                "files in a folder, or restore it"
             )
         folder, _, name = self.name.rpartition("/")
         mask = None if self.mask is None else Path(self.mask)
@@ -65,8 +67,19 @@ class Item:
         """Whether the picture or its mask is on an object store."""
         return self.image.startswith(SCHEME) or (self.mask or "").startswith(SCHEME)
 
+    @contextmanager
+    def local(self) -> Generator["Item"]:
+        """The same with what is on an object store in temporary files, while this lasts."""
+        if not self.is_remote:
+            yield self
+            return
+        with tempfile.TemporaryDirectory(prefix="engine-") as folder:
+            yield self.fetched(Path(folder))
+
     def fetched(self, folder: Path) -> "Item":
         """The same with what is on an object store downloaded to a local folder. Raises UnreadableInput."""
+        if not self.is_remote:
+            return self
         mask = None if self.mask is None else str(local_copy(self.mask, folder / "mask"))
         return replace(self, image=str(local_copy(self.image, folder / "image")), mask=mask)
 

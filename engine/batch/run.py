@@ -36,13 +36,12 @@ def restore_all(
 
     workers: 0 restores here with `restorer`, one after another, and tells `progress` of each shard. One picture alone
     leaves no catalog, and neither do outputs on an object store, where each picture's pointer says what is finished.
-    Raises OutputBusy while another batch is at work on the same output, PlanError for workers and an object store.
+    Raises OutputBusy while another batch is at work on the same output, PlanError for workers with such outputs.
     """
-    num_remote = sum(item.is_remote for item in items)
-    if workers and (order.remote is not None or num_remote):
+    if workers and order.remote is not None:
         raise PlanError(
-            f"{order.remote or order.out}: {workers} workers, but {num_remote} inputs"
-            f"{' and the outputs' if order.remote else ''} on an object store; leave out --workers, or use folders"
+            f"{order.remote}: {workers} workers share 1 folder of outputs, and this is an object store; leave out "
+            "--workers and --address, or give a folder"
         )
     if order.remote is not None or (len(items) == 1 and not workers):
         for item in items:

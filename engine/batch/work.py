@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,10 +104,8 @@ def guarded(item: Item, act: Callable[[], _T]) -> _T | Outcome:
 
 def _restore(restorer: Restorer, item: Item, order: Order, progress: Progress | None) -> Receipt:
     hit(f"restore {item.name}")
-    if not item.is_remote:
-        return restorer.restore(order.job(item), order.request, progress)
-    with tempfile.TemporaryDirectory(prefix="engine-") as fetched:
-        return restorer.restore(order.job(item.fetched(Path(fetched))), order.request, progress)
+    with item.local() as local:
+        return restorer.restore(order.job(local), order.request, progress)
 
 
 def _done(item: Item, receipt: Receipt) -> Outcome:

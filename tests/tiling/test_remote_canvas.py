@@ -202,3 +202,14 @@ def test_discarding_leaves_nothing_here_or_there(prefix):
     canvas.discard()
     assert objects(prefix) == {}
     assert not scratch.exists()
+
+
+def test_a_canvas_with_damaged_metadata_is_not_read(prefix):
+    with RemoteCanvas.open(SMALL, prefix) as canvas:
+        root = canvas.root
+    metadata = root.get("0/zarr.json")
+    root.put("0/zarr.json", metadata.replace(b"zstd", b"gzip"))
+    with pytest.raises(StorageError, match=r"0/zarr\.json: it and 0 more of the metadata files are not as they were"):
+        RemoteCanvas.load(root)
+    root.put("0/zarr.json", metadata)
+    assert RemoteCanvas.load(root).plan == SMALL
