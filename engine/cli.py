@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -87,6 +88,13 @@ def _parse_box(text: str) -> Box:
     return Box(y, x, y + h, x + w)
 
 
+def _parse_local(text: str) -> Path:
+    """A folder of this machine; what needs one says so, instead of looking for a folder called `s3:`."""
+    if text.startswith("s3://"):
+        raise typer.BadParameter(f"{text} is on an object store; copy the outputs to a folder first")
+    return Path(text)
+
+
 Inputs = Annotated[
     list[str],
     typer.Argument(
@@ -95,7 +103,15 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", help="Folder for the outputs; made where it is missing.")]
+Out = Annotated[
+    str,
+    typer.Option(
+        "--out", help="For the outputs; a folder is made where it is missing.", metavar="DIR|s3://BUCKET/PREFIX"
+    ),
+]
+LocalFolder = Annotated[
+    Path, typer.Argument(help="Folder of finished outputs.", parser=_parse_local, metavar="DIR", show_default=False)
+]
 MaskOption = Annotated[
     str,
     typer.Option("--mask", help="Mask file (non-zero = missing), a folder of masks, or none.", metavar="FILE|DIR|none"),
@@ -170,6 +186,7 @@ def restore(
     from engine.batch.run import RAY_ABOVE, restore_all
     from engine.batch.work import Order
     from engine.console import Console, Meter, exit_code
+    from engine.objects import Prefix, place
 
     if address is not None and address.startswith("http"):
         from engine.batch.cluster import submit
@@ -177,8 +194,9 @@ def restore(
         raise typer.Exit(submit(address, _without_address(sys.argv[1:])))
     with _typed_errors():
         request = _request(scale, long_side, box, precision, max_memory, page, strip_metadata)
+        where = place(out)
         order = Order(
-            out,
+            where if isinstance(where, Path) else Path(tempfile.gettempdir()),
             request,
             tuple(dict.fromkeys(item.value for item in formats)),
             model,
@@ -186,10 +204,11 @@ def restore(
             tiff_compression.value,
             max_pixels,
             replace,
+            where if isinstance(where, Prefix) else None,
         )
         restorer = order.restorer()
-        items = list(find_inputs([str(path) for path in inputs], out=str(out), mask=mask))
-        if not workers and (address is not None or len(items) > RAY_ABOVE):
+        items = list(find_inputs(inputs, out=str(where), mask=mask))
+        if not workers and (address is not None or (len(items) > RAY_ABOVE and order.remote is None)):
             workers = os.cpu_count() or 1
         with Console(num_pictures=len(items), as_json=as_json) as console:
             console.say(f"model {restorer.checkpoint.card.name}, degradation {restorer.checkpoint.card.degradation}")
@@ -265,35 +284,56 @@ def plan(
 
 @app.command()
 def export(
-    canvas: Annotated[Path, typer.Argument(help="A finished .zarr.", show_default=False)],
+    canvas: Annotated[
+        str, typer.Argument(help="A finished .zarr, or the URL of a receipt (s3://…/NAME.json).", show_default=False)
+    ],
     formats: Annotated[list[Format], typer.Option("--format", help="May be given more than once.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder; beside the canvas where it is not given.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Folder; beside the canvas where it is not given.", parser=_parse_local, metavar="DIR"
+        ),
+    ] = None,
     tiff_compression: TiffCompression = Compression.DEFLATE,
     replace: Replace = False,
 ) -> None:
     """Write a finished canvas in another format."""
+    from engine.objects import Prefix, place
     from engine.restoration import export_finished
 
     wanted = tuple(dict.fromkeys(item.value for item in formats))
     if Format.OME_ZARR.value in wanted:
         raise typer.BadParameter("a canvas is OME-Zarr already; choose another", param_hint="--format")
     with _typed_errors():
+        source = place(canvas)
+        if isinstance(source, Prefix) and out is None:
+            raise typer.BadParameter("a folder is needed for what comes from an object store", param_hint="--out")
         for path in export_finished(
-            canvas, out=out or canvas.parent, formats=wanted, tiff_compression=tiff_compression.value, replace=replace
+            source,
+            out=out or Path(canvas).parent,
+            formats=wanted,
+            tiff_compression=tiff_compression.value,
+            replace=replace,
         ):
             _say(str(path))
 
 
 @app.command()
 def verify(
-    paths: Annotated[list[Path], typer.Argument(help="Folders of outputs, canvases or receipts.", show_default=False)],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders of outputs, canvases or receipts; s3://… prefixes or receipts.", show_default=False
+        ),
+    ],
 ) -> None:
     """Read every stored byte again; what is damaged is struck, and the next `restore` makes it anew."""
+    from engine.objects import place
     from engine.upkeep import verify_outputs
 
     bad = 0
     with _typed_errors():
-        for verdict in verify_outputs(paths):
+        for verdict in verify_outputs([place(path) for path in paths]):
             bad += not verdict.intact
             note = f" ({verdict.note})" if verdict.note else ""
             _say(f"{verdict.path}: {'intact' if verdict.intact else 'damaged'}{note}")
@@ -304,7 +344,7 @@ def verify(
 
 @app.command()
 def sign(
-    out: Annotated[Path, typer.Argument(help="Folder of finished outputs.", show_default=False)],
+    out: LocalFolder,
     certificates: Annotated[
         Path, typer.Option("--certificate", help="PEM: the signer's certificate, then its intermediates.")
     ],
@@ -320,7 +360,7 @@ def sign(
 
 @app.command()
 def bag(
-    out: Annotated[Path, typer.Argument(help="Folder of finished outputs.", show_default=False)],
+    out: LocalFolder,
     folder: Annotated[Path, typer.Argument(metavar="BAG", help="The bag to make.", show_default=False)],
     organization: Annotated[str | None, typer.Option("--organization", help="Source-Organization of the bag.")] = None,
 ) -> None:
@@ -334,22 +374,28 @@ def bag(
 
 @app.command()
 def clean(
-    out: Annotated[Path, typer.Argument(help="Folder of outputs.", show_default=False)],
+    out: Annotated[str, typer.Argument(help="Folder of outputs, or s3://BUCKET/PREFIX.", show_default=False)],
     yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
 ) -> None:
     """List what killed runs left behind; with --yes, remove it."""
-    from engine.leftovers import clean as remove
-    from engine.leftovers import stale
+    from engine import leftovers, remote
+    from engine.objects import Prefix, place
 
     with _typed_errors():
-        found = stale(out)
-        for leftover in remove(found) if yes else found:
+        where = place(out)
+        if isinstance(where, Prefix):
+            unnamed = remote.stale(where)
+            listed = remote.clean(where, unnamed) if yes else unnamed
+        else:
+            stale = leftovers.stale(where)
+            listed = leftovers.clean(stale) if yes else stale
+        for leftover in listed:
             _say(f"{leftover.path}: {leftover.sort}, {leftover.num_bytes:,} bytes{', removed' if yes else ''}")
 
 
 @app.command()
 def status(
-    out: Annotated[Path, typer.Argument(help="Folder of outputs of a batch.", show_default=False)],
+    out: LocalFolder,
     html: Annotated[bool, typer.Option("--html", help="Write a page with pictures, and print where it is.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     reviews: Annotated[

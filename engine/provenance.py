@@ -18,6 +18,7 @@ from engine.errors import StorageError
 from engine.generated_map import Generated, restored_region
 from engine.image import ImageInfo
 from engine.models.card import Card
+from engine.objects import Place, Prefix
 from engine.store import Digest, digest_of
 from engine.tiling.canvas import ledger_folder, stored_plan
 from engine.tiling.layout import object_key
@@ -60,7 +61,13 @@ def fixity_of(path: Path, *, digest: Callable[[Path], Digest] = digest_of) -> Fi
     return _merkle(path.name, "shards", stored)
 
 
-def recorded_fixity(canvas: Path, *, name: str | None = None) -> Fixity:
+def folder_fixity(root: Prefix, *, name: str) -> Fixity:
+    """As `fixity_of` for a folder, of all objects below a prefix."""
+    digests = ((key, root.digest(key)) for key in root.keys())  # noqa: SIM118  no mapping
+    return _merkle(name, "folder", ((key, digest.sha256, digest.num_bytes) for key, digest in digests))
+
+
+def recorded_fixity(canvas: Place, *, name: str | None = None) -> Fixity:
     """As `fixity_of` for a canvas, by the records of its ledger: no shard is read. Raises StorageError without them."""
     plan = stored_plan(canvas)
     if plan is None:

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from engine import generated_map
 from engine.errors import OutputBusy, OutputExists
+from engine.objects import Place, Prefix
 from engine.provenance import fixity_of, recorded_fixity
 from engine.store import FileLock, open_regular, storage_errors, write_atomic
 from engine.tiling.canvas import adding_to, scratch_of, stored_plan
@@ -59,6 +60,8 @@ class Job:
     max_pixels: int = 1 << 30
     """Refused above this many input pixels."""
     tiff_compression: str = "deflate"
+    remote: Prefix | None = None
+    """Where the outputs go instead, on an object store: then `out` is for temporary files only."""
 
     @property
     def targets(self) -> dict[str, Path]:
@@ -72,7 +75,7 @@ class Receipt:
     """What became of one picture."""
 
     plan_id: str
-    outputs: tuple[Path, ...]
+    outputs: tuple[Place, ...]
     seconds: float
     shards_total: int
     shards_done: int
@@ -100,9 +103,14 @@ def read_receipt(path: Path) -> dict[str, Any] | None:
     """The receipt in a file; None where there is none of ours, or one that is damaged."""
     try:
         with open_regular(path) as file:
-            found = unseal(file.read())
+            return parse_receipt(file.read())
     except OSError:
         return None
+
+
+def parse_receipt(text: bytes) -> dict[str, Any] | None:
+    """As `read_receipt`, of the text of one."""
+    found = unseal(text)
     return found if found is not None and _is_receipt(found) else None
 
 
@@ -161,21 +169,28 @@ def write_receipt(plan: Plan, targets: dict[str, Path], job: Job, facts: Mapping
     if keeps_canvas(plan, targets, job):  # on another machine, one made again may have other bytes
         targets = {**targets, "ome-zarr": published_canvas(job.out, job.name)}
     outputs = {name: _entry(name, path, plan, job) for name, path in targets.items()}
-    finished = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     before = _receipt(job)
-    if before.get("plan_id") == plan.plan_id:  # formats asked for earlier stay finished; a repair makes nothing new
-        outputs, finished = before["outputs"] | outputs, before["finished"]
+    receipt = new_receipt(plan, outputs, facts, before)
     # Nothing that no receipt names may stay; it is known by the old receipt, so the new one is stored last.
-    _remove_outputs(job, (before.get("outputs", {}).keys() | _exported(job, plan)) - outputs.keys())
-    receipt = {
+    _remove_outputs(job, (before.get("outputs", {}).keys() | _exported(job, plan)) - receipt["outputs"].keys())
+    store_receipt(job.out, job.name, receipt)
+
+
+def new_receipt(
+    plan: Plan, outputs: Mapping[str, object], facts: Mapping[str, object], before: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The receipt to store where `before` is. Of the same plan, what it names stays: a repair makes nothing new."""
+    finished = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    if before is not None and before.get("plan_id") == plan.plan_id:
+        outputs, finished = before["outputs"] | outputs, before["finished"]
+    return {
         "schema": SCHEMA,
         **facts,
         "plan_id": plan.plan_id,
         "plan": plan.to_json(),
-        "outputs": outputs,
+        "outputs": dict(outputs),
         "finished": finished,
     }
-    store_receipt(job.out, job.name, receipt)
 
 
 def store_receipt(out: Path, name: str, receipt: dict[str, Any]) -> None:

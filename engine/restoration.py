@@ -5,9 +5,10 @@ Nothing is written before the plan holds, and nothing has its final name before 
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engine import remote
 from engine.errors import InputError, OutputExists, StorageError, UnreadableInput
 from engine.generated_map import GENERATED, Generated, restored_region, write_generated_map
 from engine.geometry import Box, Size
@@ -25,6 +27,7 @@ from engine.mask import Mask, array_mask, find_mask, no_mask
 from engine.metadata import Metadata
 from engine.models.checkpoint import for_degradation, load
 from engine.models.runner import TorchRunner
+from engine.objects import Place, Prefix, local_copy, place
 from engine.planning import (
     Request,
     drawing_order,
@@ -55,13 +58,14 @@ from engine.render import Renderer, Tiling
 from engine.resample import resample_area
 from engine.residual import aggregate
 from engine.store import digest_of, make_folders, storage_errors
-from engine.tiling.canvas import Canvas, adding_to
+from engine.tiling.canvas import AnyCanvas, Canvas, adding_to
 from engine.tiling.execute import ShardEnd, run
 from engine.tiling.export import check_format, export
 from engine.tiling.grid import ShardKey
 from engine.tiling.layout import stored_metadata
-from engine.tiling.plan import Plan, validate
+from engine.tiling.plan import Plan, canvas_bytes, validate
 from engine.tiling.pyramid import HalveShard
+from engine.tiling.remote_canvas import RemoteCanvas
 
 MAX_DRAWN_PIXELS = 1 << 24
 """Drawn at once where the output is smaller than what it is drawn from."""
@@ -116,6 +120,10 @@ class Restorer:
         """Restore, or resume, or find finished; raises an EngineError that says what stood in the way."""
         started = time.monotonic()
         plan, tiling, info = self.plan(job, request)
+        if job.remote is not None:
+            outputs, done, reused = self._make_remote(plan, job, job.remote, request, info, tiling, progress)
+            seconds = time.monotonic() - started
+            return Receipt(plan.plan_id, outputs, seconds, plan.grid.num_shards, done, reused, _notes(info, request))
         done = reused = plan.grid.num_shards
         if not is_finished(plan, job.targets, job):
             refuse_taken(plan, job.targets, job)
@@ -128,11 +136,9 @@ class Restorer:
             else:
                 validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
                 done, reused = self._make(plan, job, request, info, tiling, progress)
-        notes = tuple(f"left out: {what}" for what in carried(info, request).left_out)
-        if info.converted is not None:
-            notes = (f"converted: {info.converted}", *notes)
         seconds = time.monotonic() - started
-        return Receipt(plan.plan_id, tuple(job.targets.values()), seconds, plan.grid.num_shards, done, reused, notes)
+        outputs = tuple(job.targets.values())
+        return Receipt(plan.plan_id, outputs, seconds, plan.grid.num_shards, done, reused, _notes(info, request))
 
     def lay_out(self, job: Job, request: Request) -> Plan | None:
         """Begins a picture, for `Part` to draw its shards; None where it is finished, or has its canvas already."""
@@ -152,15 +158,10 @@ class Restorer:
         """Shards, exports, receipt, final name, in this order; (shards done, of these reused)."""
         with storage_errors(job.out):
             make_folders(job.out)
-        done = reused = 0
         with Canvas.open(plan, job.out, metadata=carried(info, request)) as canvas:
             tidy(job, job.targets)
             work = _Work(self, canvas, job, request, info, tiling, canvas.scratch)
-            for end in run(canvas, drawing_order(plan, tiling), work):
-                done += 1
-                reused += end.reused
-                if progress is not None:
-                    progress(end, plan)
+            done, reused = work.run(progress)
             announce(canvas.scratch, job.targets)
             self._finish(canvas, work)
             if keeps_canvas(plan, job.targets, job):
@@ -169,8 +170,51 @@ class Restorer:
                 canvas.discard()
         return done, reused
 
+    def _make_remote(
+        self,
+        plan: Plan,
+        job: Job,
+        out: Prefix,
+        request: Request,
+        info: ImageInfo,
+        tiling: Tiling,
+        progress: Progress | None,
+    ) -> tuple[tuple[Place, ...], int, int]:
+        """As `_make` on an object store: shards there, exports here and then there, at last the pointer to all."""
+        formats, total = tuple(job.targets), plan.grid.num_shards
+        if not remote.is_finished(out, plan, formats, tiff_compression=job.tiff_compression):
+            remote.refuse_taken(out, plan, replace=job.replace)
+            here = plan.projected_disk_bytes - canvas_bytes(plan.grid, plan.channels, plan.dtype)
+            validate(replace(plan, projected_disk_bytes=here), out=job.out, max_memory_bytes=request.max_memory_bytes)
+            kept, metadata = remote.keeps_canvas(out, plan, formats), carried(info, request)
+            with RemoteCanvas.open(plan, out, metadata=metadata, kept=kept, scratch_in=job.out) as canvas:
+                local = replace(job, out=canvas.scratch / "outputs", remote=None)
+                work = _Work(self, canvas, local, request, info, tiling, canvas.scratch)
+                done, reused = work.run(progress)
+                facts = self._export(canvas, work)
+                files = {name: path for name, path in local.targets.items() if name != "ome-zarr"}
+                made = remote.publish(
+                    canvas,
+                    out,
+                    files,
+                    facts,
+                    keep_canvas=kept,
+                    tiff_compression=job.tiff_compression,
+                    replace=job.replace,
+                )
+            return tuple(made[name] for name in formats), done, reused
+        pointer = remote.read_pointer(out, plan.name)
+        if pointer is None or pointer.receipt is None:
+            raise StorageError(f"{out}/{plan.name}.json: is gone since it was read; run the same command again")
+        made = remote.places(out, pointer.receipt)
+        return tuple(made[name] for name in formats), total, total
+
     def _finish(self, canvas: Canvas, work: "_Work") -> None:
-        """All outputs but the canvas itself, each written once and given its name when complete; then the receipt."""
+        """All outputs but the canvas itself; then the receipt."""
+        write_receipt(canvas.plan, work.job.targets, work.job, self._export(canvas, work))
+
+    def _export(self, canvas: AnyCanvas, work: "_Work") -> dict[str, object]:
+        """All outputs but the canvas itself, each written once and given its name when complete; the facts of them."""
         job, plan = work.job, canvas.plan
         generated = Generated(0, restored_region(plan).size.num_pixels)
         for name, path in job.targets.items():
@@ -188,8 +232,7 @@ class Restorer:
                     tiff_compression=job.tiff_compression,
                 )
         told = replace(work.info, metadata=carried(work.info, work.request))
-        facts = describe(plan, self.checkpoint.card, told, mask=job.mask, generated=generated)
-        write_receipt(plan, job.targets, job, facts)
+        return describe(plan, self.checkpoint.card, told, mask=job.mask, generated=generated)
 
     def measured_rate(self) -> float:
         """Multiply-adds per second of the network here, from one small tile at x4."""
@@ -229,7 +272,7 @@ class _Work:
     def __init__(
         self,
         restorer: Restorer,
-        canvas: Canvas,
+        canvas: AnyCanvas,
         job: Job,
         request: Request,
         info: ImageInfo,
@@ -239,6 +282,17 @@ class _Work:
         self.job, self.request, self.info = job, request, info
         self._restorer, self._canvas, self._tiling, self._scratch = restorer, canvas, tiling, scratch
         self._halve = HalveShard(canvas)
+
+    def run(self, progress: Progress | None) -> tuple[int, int]:
+        """Makes all shards; (shards done, of these reused)."""
+        plan = self._canvas.plan
+        done = reused = 0
+        for end in run(self._canvas, drawing_order(plan, self._tiling), self):
+            done += 1
+            reused += end.reused
+            if progress is not None:
+                progress(end, plan)
+        return done, reused
 
     def __call__(self, key: ShardKey) -> Pixels:
         if key.level > 0:
@@ -301,23 +355,37 @@ def _draw(renderer: Renderer, plan: Plan, request: Request, size: Size, box: Box
     return resample_area(renderer.draw(drawn), have, box, source=enlarged, target=plan.size)
 
 
+def _notes(info: ImageInfo, request: Request) -> tuple[str, ...]:
+    """What of the input is not in the outputs as it was."""
+    left_out = tuple(f"left out: {what}" for what in carried(info, request).left_out)
+    return left_out if info.converted is None else (f"converted: {info.converted}", *left_out)
+
+
 def export_finished(
-    canvas: Path, *, out: Path, formats: Sequence[str], tiff_compression: str = "deflate", replace: bool = False
+    canvas: Place, *, out: Path, formats: Sequence[str], tiff_compression: str = "deflate", replace: bool = False
 ) -> list[Path]:
     """Write a finished canvas in more formats, as `out/<its name><suffix>`; the canvas stays as it is.
 
+    canvas: a folder, or the URL of the receipt on an object store that names it.
     Beside the canvas, its receipt then names them. Raises OutputExists for a file that is there already and is not to
     be replaced, or not known as an output of this canvas; StorageError for a damaged or renamed canvas; and what
     `export` raises.
     """
-    canvas = canvas.resolve()
-    beside = out.resolve() == canvas.parent
-    with adding_to(canvas) if beside else nullcontext(Canvas.load(canvas)) as source:
+    if isinstance(canvas, Prefix):
+        root: Place = remote.published_canvas(canvas)
+        beside = False
+        opened: AbstractContextManager[AnyCanvas] = RemoteCanvas.load(root)
+    else:
+        root = canvas.resolve()
+        beside = out.resolve() == root.parent
+        opened = adding_to(root) if beside else Canvas.load(root)
+    with opened as source:
         plan = source.plan
-        if published_canvas(canvas.parent, plan.name) != canvas:
-            raise StorageError(f"{canvas}: is the canvas of {plan.name}; give it back the name {plan.name}.zarr")
-        job = Job(canvas, None, out, plan.name, tuple(formats), tiff_compression=tiff_compression)
-        metadata = stored_metadata(canvas)
+        if root.name != published_canvas(out, plan.name).name:
+            raise StorageError(f"{root}: is the canvas of {plan.name}; give it back the name {plan.name}.zarr")
+        image = root if isinstance(root, Path) else out / root.name
+        job = Job(image, None, out, plan.name, tuple(formats), tiff_compression=tiff_compression)
+        metadata = stored_metadata(root)
         for name, path in job.targets.items():
             if path.exists() and not replace:
                 raise OutputExists(f"{path}: exists already; choose another --out, or give --replace")
@@ -370,17 +438,22 @@ def restore(
     max_memory_bytes: int | None = None,
     replace: bool = False,
 ) -> Receipt:
-    """Restore one picture into the folder `out`.
+    """Restore one picture into the folder, or below the ``s3://`` URL, `out`.
 
-    image, mask: files; any non-zero mask pixel is missing. scale: 1, 2, 4, 8 or 16; long_side: output pixels, in its
-    place. box: (y, x, h, w) in input pixels. Raises an EngineError with both numbers and the remedy.
+    image, mask: files or URLs; any non-zero mask pixel is missing. scale: 1, 2, 4, 8 or 16; long_side: output pixels,
+    in its place. box: (y, x, h, w) in input pixels. Raises an EngineError with both numbers and the remedy.
     """
-    path = Path(image)
     region = None if box is None else Box(box[0], box[1], box[0] + box[2], box[1] + box[3])
     request = Request(
         scale=scale, long_side_px=long_side, box=region, precision=precision, max_memory_bytes=max_memory_bytes
     )
     restorer = Restorer(model=model, degradation=degradation, precision=precision)
-    found = None if mask is None else find_mask(Path(mask), image=path)
-    job = Job(path, found, Path(out), path.stem, tuple(formats), replace)
-    return restorer.restore(job, request)
+    where = place(str(out))
+    with tempfile.TemporaryDirectory(prefix="engine-") as fetched:
+        path = local_copy(str(image), Path(fetched, "image"))
+        found = None if mask is None else find_mask(local_copy(str(mask), Path(fetched, "mask")), image=path)
+        if isinstance(where, Path):
+            job = Job(path, found, where, path.stem, tuple(formats), replace)
+        else:
+            job = Job(path, found, Path(fetched), path.stem, tuple(formats), replace, remote=where)
+        return restorer.restore(job, request)

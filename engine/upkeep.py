@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine import remote
 from engine.errors import EngineError, OutputBusy, StorageError, StorageReadOnly, UnreadableInput
+from engine.objects import Place, Prefix
 from engine.outputs import output_folders
 from engine.provenance import fixity_of, recorded_fixity
 from engine.receipt import (
@@ -37,8 +39,8 @@ _CANVAS = SUFFIX["ome-zarr"]
 class Verdict:
     """What was found of one picture: its canvas, its receipt and its exported files."""
 
-    path: Path
-    """The canvas; the receipt, where there is none."""
+    path: Place
+    """The canvas; the receipt, where there is none, and on an object store."""
     problems: tuple[Problem, ...]
     note: str = ""
     """What stands in the way of a repair, or why nothing was looked at; empty for most."""
@@ -49,15 +51,21 @@ class Verdict:
         return not self.problems
 
 
-def verify_outputs(paths: Iterable[Path], *, progress: Progress | None = None) -> Iterator[Verdict]:
+def verify_outputs(paths: Iterable[Place], *, progress: Progress | None = None) -> Iterator[Verdict]:
     """Reads everything that was stored for each picture again, and strikes what is bad.
 
-    paths: folders of outputs (and all below them), canvases (published or in progress), or receipts. `progress` is told
-    each file that was read. Raises UnreadableInput for a path that is none of these, or has nothing to be checked.
-    Damage is no error: it is in the verdicts.
+    paths: folders of outputs (and all below them), canvases (published or in progress), receipts, or URLs of receipts
+    or of what is above them. `progress` is told each file that was read. Raises UnreadableInput for a path that is none
+    of these, or has nothing to be checked. Damage is no error: it is in the verdicts.
     """
     told = progress or _tell_nobody
-    for path in (Path(path).absolute() for path in paths):
+    for path in paths:
+        if isinstance(path, Prefix):
+            for prefix, name in remote.names(path):
+                problems, note = remote.verify(prefix, name, progress=told)
+                yield Verdict(prefix / f"{name}.json", problems, note)
+            continue
+        path = Path(path).absolute()
         pictures = list(_pictures(path))
         if not pictures:
             raise UnreadableInput(
@@ -97,7 +105,7 @@ def _pictures_in(folder: Path) -> Iterator[tuple[Path, Path | None, str]]:
             yield folder, None, child.stem
 
 
-def _tell_nobody(path: Path, num_bytes: int) -> None:
+def _tell_nobody(path: Place, num_bytes: int) -> None:
     pass
 
 

@@ -5,17 +5,20 @@ line) or `s3://bucket/prefix`. Nothing is decoded here. Paths are `str` as `os.f
 are no UTF-8 survive; a picture costs one string until its turn comes.
 """
 
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from engine.batch.listing import Folders
 from engine.batch.masks import Masks
 from engine.batch.names import Names
 from engine.batch.search import Search
-from engine.errors import MaskUnavailable, UnreadableInput
+from engine.errors import MaskUnavailable, PlanError, UnreadableInput
 from engine.image import MAX_PIXELS
+from engine.objects import SCHEME, Prefix, local_copy
 from engine.receipt import Job
 
 
@@ -40,13 +43,45 @@ class Item:
         replace: bool = False,
         max_pixels: int = MAX_PIXELS,
         tiff_compression: str = "deflate",
+        remote: Prefix | None = None,
     ) -> Job:
-        """What to do with it, in the sub-folder of `out` that its name asks for. Raises MaskUnavailable."""
+        """What to do with it, in the sub-folder of `out` that its name asks for; with `remote`, in that below it.
+
+        Raises MaskUnavailable, and PlanError where a file is still on an object store (see `local`).
+        """
         if self.error is not None:
             raise MaskUnavailable(self.error)
+        if self.is_remote:
+            raise PlanError(
+                f"{self.image}: 1 picture or its mask is on an object store and would have to be downloaded; give "
+                "files in a folder, or restore it"
+            )
         folder, _, name = self.name.rpartition("/")
         mask = None if self.mask is None else Path(self.mask)
-        return Job(Path(self.image), mask, out / folder, name, formats, replace, max_pixels, tiff_compression)
+        if remote is not None:  # `out` is for temporary files
+            remote, folder = (remote / folder if folder else remote), ""
+        return Job(Path(self.image), mask, out / folder, name, formats, replace, max_pixels, tiff_compression, remote)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the picture or its mask is on an object store."""
+        return self.image.startswith(SCHEME) or (self.mask or "").startswith(SCHEME)
+
+    @contextmanager
+    def local(self) -> Generator["Item"]:
+        """The same with what is on an object store in temporary files, while this lasts."""
+        if not self.is_remote:
+            yield self
+            return
+        with tempfile.TemporaryDirectory(prefix="engine-") as folder:
+            yield self.fetched(Path(folder))
+
+    def fetched(self, folder: Path) -> "Item":
+        """The same with what is on an object store downloaded to a local folder. Raises UnreadableInput."""
+        if not self.is_remote:
+            return self
+        mask = None if self.mask is None else str(local_copy(self.mask, folder / "mask"))
+        return replace(self, image=str(local_copy(self.image, folder / "image")), mask=mask)
 
 
 def find_inputs(sources: Sequence[str], *, out: str | None, mask: str = "none") -> Iterator[Item]:

@@ -98,11 +98,12 @@ class Preparer:
 
     def _prepare(self, item: Item) -> Prepared | Outcome:
         def prepare() -> Prepared:
-            job, request = self._order.job(item), self._order.request
-            plan, _, _ = self._restorer.plan(job, request)
-            num_shards = sum(1 for _ in plan.grid.keys(0))
-            if num_shards > 1 and self._restorer.lay_out(job, request) is None:
-                num_shards = 1  # finished, or only to be exported
+            with item.local() as local:
+                job, request = self._order.job(local), self._order.request
+                plan, _, _ = self._restorer.plan(job, request)
+                num_shards = sum(1 for _ in plan.grid.keys(0))
+                if num_shards > 1 and self._restorer.lay_out(job, request) is None:
+                    num_shards = 1  # finished, or only to be exported
             return Prepared(item, plan.size.num_pixels, num_shards)
 
         return guarded(item, prepare)
@@ -155,7 +156,8 @@ class TileActor:
                 self._part[1].close()
                 self._part = None
             scratch = Path(tempfile.mkdtemp(prefix="engine-part-"))
-            self._part = (item.name, Part(self._restorer, self._order.job(item), self._order.request, scratch))
+            job = self._order.job(item.fetched(scratch))
+            self._part = (item.name, Part(self._restorer, job, self._order.request, scratch))
         return self._part[1]
 
     def _alone(self, item: Item) -> Outcome:

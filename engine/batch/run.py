@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.batch.inputs import Item
 from engine.batch.work import DONE, REFUSED, Order, Outcome, restore_item, stored_receipt
-from engine.errors import OutputBusy, ProcessDied
+from engine.errors import OutputBusy, PlanError, ProcessDied
 from engine.outputs import BATCH, batch_lock
 from engine.restoration import Progress, Restorer
 from engine.store import FileLock, make_folders, storage_errors, write_atomic
@@ -37,10 +37,17 @@ def restore_all(
     """Restores every item and yields how it ended, in no order; what has ended before is looked up and yielded too.
 
     workers: 0 restores here with `restorer`, one after another, and tells `progress` of each shard. One picture alone
-    leaves no catalog. Raises OutputBusy while another batch is at work on the same output.
+    leaves no catalog, and neither do outputs on an object store, where each picture's pointer says what is finished.
+    Raises OutputBusy while another batch is at work on the same output, PlanError for workers with such outputs.
     """
-    if len(items) == 1 and not workers:
-        yield restore_item(restorer, items[0], order, progress)
+    if workers and order.remote is not None:
+        raise PlanError(
+            f"{order.remote}: {workers} workers share 1 folder of outputs, and this is an object store; leave out "
+            "--workers and --address, or give a folder"
+        )
+    if order.remote is not None or (len(items) == 1 and not workers):
+        for item in items:
+            yield restore_item(restorer, item, order, progress)
         return
     from engine.batch.catalog import CatalogWriter, read_catalog  # pyarrow is slow to load
 
@@ -136,6 +143,8 @@ def _stat(path: str | None) -> tuple[int, int]:
 
 def _holds(row: "Row", facts: _Facts, request_id: str, order: Order, item: Item, *, retry_failed: bool) -> bool:
     """Whether what became of a picture still stands: nothing has changed, and its outputs are there and not struck."""
+    if item.is_remote:  # its facts are not known without reading it
+        return False
     told = _Facts(row.image_bytes, row.image_mtime_ns, row.mask_bytes, row.mask_mtime_ns)
     if told != facts or row.request_id != request_id:
         return False

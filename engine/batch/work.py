@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from engine.batch.inputs import Item
 from engine.errors import EngineError, InputError, PlanError
 from engine.failpoints import hit
+from engine.objects import Prefix
 from engine.planning import PIXEL_VERSION, Request
 from engine.receipt import Job, Receipt, read_receipt, receipt_path
 from engine.restoration import Progress, Restorer
@@ -34,6 +35,8 @@ class Order:
     tiff_compression: str = "deflate"
     max_pixels: int = 1 << 30
     replace: bool = False
+    remote: Prefix | None = None
+    """Where the outputs go instead, on an object store: then `out` is for temporary files only."""
 
     def restorer(self, *, threads: int | None = None) -> Restorer:
         return Restorer(
@@ -48,12 +51,13 @@ class Order:
             replace=self.replace,
             max_pixels=self.max_pixels,
             tiff_compression=self.tiff_compression,
+            remote=self.remote,
         )
 
     def request_id(self, model_sha256: str) -> str:
         """A hash of all that decides about the outputs of a given input: a finished picture is finished for this."""
         asked = dataclasses.asdict(self)
-        for name in ("out", "model", "replace", "max_pixels"):  # of the model, its digest
+        for name in ("out", "model", "replace", "max_pixels", "remote"):  # of the model, its digest
             del asked[name]
         asked |= {"model_sha256": model_sha256, "pixel_version": PIXEL_VERSION}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
@@ -100,7 +104,8 @@ def guarded(item: Item, act: Callable[[], _T]) -> _T | Outcome:
 
 def _restore(restorer: Restorer, item: Item, order: Order, progress: Progress | None) -> Receipt:
     hit(f"restore {item.name}")
-    return restorer.restore(order.job(item), order.request, progress)
+    with item.local() as local:
+        return restorer.restore(order.job(local), order.request, progress)
 
 
 def _done(item: Item, receipt: Receipt) -> Outcome:
@@ -119,5 +124,5 @@ def _done(item: Item, receipt: Receipt) -> Outcome:
 
 def stored_receipt(order: Order, item: Item) -> dict[str, Any] | None:
     """What is on the disk about a finished picture."""
-    job = order.job(item)
-    return read_receipt(receipt_path(job.out, job.name))
+    path = order.out / item.name
+    return read_receipt(receipt_path(path.parent, path.name))

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from engine.errors import StorageError
+from engine.objects import Place
 from engine.store import digest_of, open_regular
 from engine.tiling.canvas import damaged_metadata, ledger_folder, stored_plan
 from engine.tiling.grid import ShardKey
@@ -14,7 +15,7 @@ from engine.tiling.layout import object_key
 from engine.tiling.ledger import Ledger, Record
 from engine.tiling.plan import Plan
 
-Progress = Callable[[Path, int], None]
+Progress = Callable[[Place, int], None]
 """Told each file that was read, and its length in bytes."""
 
 
@@ -37,7 +38,7 @@ class Kind(StrEnum):
 class Problem:
     """One bad file. `key` is given for shards and records."""
 
-    path: Path
+    path: Place
     name: str
     """For people: ``shard 0/3.5``, ``record 0/3.5``, ``plan``, ``metadata 0/zarr.json``, ``receipt``, ``png`` ..."""
     kind: Kind
@@ -61,8 +62,9 @@ def canvas_problems(root: Path, *, plan: Plan | None, plan_id: str, progress: Pr
         path = root / object_key(key.level, key.iy, key.ix)
         record = _peek(ledger, key)
         if record is None:
-            kind = Kind.RECORD if ledger.path(key).exists() else Kind.MISSING
-            yield Problem(ledger.path(key), f"record {key.name}", kind, key)
+            record_path = ledger_folder(root) / f"{key.name}.json"
+            kind = Kind.RECORD if record_path.exists() else Kind.MISSING
+            yield Problem(record_path, f"record {key.name}", kind, key)
         elif not is_as_recorded(path, record, progress):
             bad.append((record, path))
     for record, path in bad:

@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
 
-from engine.tiling.canvas import Canvas, Pixels
+from engine.tiling.canvas import AnyCanvas, Pixels
 from engine.tiling.grid import ShardKey
 
 
@@ -18,7 +18,7 @@ class ShardEnd:
     reused: bool
 
 
-def run(canvas: Canvas, keys: Iterable[ShardKey], work: Callable[[ShardKey], Pixels]) -> Iterator[ShardEnd]:
+def run(canvas: AnyCanvas, keys: Iterable[ShardKey], work: Callable[[ShardKey], Pixels]) -> Iterator[ShardEnd]:
     """Computes the shards that are not done with `work`, stores each, and yields them in the order of `keys`.
 
     One shard is stored while the next is computed, never more, so at most two are in memory. A level starts when the
@@ -47,7 +47,7 @@ def run(canvas: Canvas, keys: Iterable[ShardKey], work: Callable[[ShardKey], Pix
             yield storing.result()
 
 
-def _store(canvas: Canvas, key: ShardKey, pixels: Pixels, compute_s: float) -> ShardEnd:
+def _store(canvas: AnyCanvas, key: ShardKey, pixels: Pixels, compute_s: float) -> ShardEnd:
     start = perf_counter()
     canvas.write(key, pixels)
     return ShardEnd(key, compute_s + perf_counter() - start, reused=False)

@@ -1,17 +1,18 @@
 """The Zarr hierarchy of an output: laid out whole before the first pixel, described as OME-Zarr 0.5."""
 
 import json
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import zarr
 from zarr.abc.buffer import Buffer
+from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 from zarr.storage import MemoryStore
 
 from engine.errors import StorageError, UnsupportedInput
 from engine.metadata import Metadata
-from engine.store import DurableStore
+from engine.objects import Place, objects_at
+from engine.tiling.durable import DurableStore
 from engine.tiling.plan import Plan
 
 PlaneArray: TypeAlias = "zarr.Array[Any]"
@@ -32,13 +33,15 @@ def lay_out(store: DurableStore, plan: Plan, *, metadata: Metadata | None = None
 
     OME-Zarr has no place for a profile, EXIF, XMP or IPTC: `metadata` goes into the group's attribute `archive`.
     """
-    objects: dict[str, Buffer] = {}
-    _describe(MemoryStore(objects), plan, metadata)
+    objects = described(plan, metadata)
     for key in sorted(objects):  # one after another: of writes side by side, some go on when one has failed
         store.set_sync(key, objects[key])
 
 
-def _describe(store: MemoryStore, plan: Plan, metadata: Metadata | None) -> None:
+def described(plan: Plan, metadata: Metadata | None = None) -> dict[str, Buffer]:
+    """The objects that `lay_out` stores, by their keys."""
+    objects: dict[str, Buffer] = {}
+    store = MemoryStore(objects)
     attributes: dict[str, Any] = {"ome": _ome(plan)}
     if archive := (metadata or Metadata()).archived(plan.size):
         attributes["archive"] = archive
@@ -62,25 +65,26 @@ def _describe(store: MemoryStore, plan: Plan, metadata: Metadata | None) -> None
             dimension_names=("c", "y", "x"),
             config={"write_empty_chunks": True},  # or a black shard would leave no object, as one never written
         )
+    return objects
 
 
-def stored_metadata(root: Path) -> Metadata:
-    """What `lay_out` was given for the output in the folder `root`. Raises StorageError where it cannot be read."""
+def stored_metadata(root: Place) -> Metadata:
+    """What `lay_out` was given for the output at `root`. Raises StorageError where it cannot be read."""
     lowest, highest = _RESOLUTIONS_PX_PER_MM
     try:
-        attributes = json.loads((root / "zarr.json").read_bytes()).get("attributes", {})
+        attributes = json.loads(objects_at(root).get("zarr.json") or b"").get("attributes", {})
         metadata = Metadata.from_archived(attributes.get("archive", {}), name=str(root))
         if not all(lowest <= side <= highest for side in metadata.resolution_px_per_mm or ()):
             raise ValueError(f"{metadata.resolution_px_per_mm} px per mm are no resolution")
         return metadata
     except UnsupportedInput as error:
         raise StorageError(str(error)) from error
-    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise StorageError(f"{root}: zarr.json cannot be read ({error}). Restore the picture again.") from error
 
 
-def open_arrays(store: DurableStore, plan: Plan) -> tuple[PlaneArray, ...]:
-    """The arrays of all levels, full size first; StorageError where the folder holds another lay-out."""
+def open_arrays(store: Store, plan: Plan, *, root: Place) -> tuple[PlaneArray, ...]:
+    """The arrays of all levels, full size first; StorageError where another lay-out is stored at `root`."""
     arrays: list[PlaneArray] = []
     for level, size in enumerate(plan.grid.level_sizes):
         try:
@@ -88,9 +92,9 @@ def open_arrays(store: DurableStore, plan: Plan) -> tuple[PlaneArray, ...]:
                 store, path=str(level), mode="r" if store.read_only else "r+"
             )
         except (ValueError, KeyError, FileNotFoundError) as error:
-            raise StorageError(f"{store.root}: level {level} cannot be opened ({error}); delete the folder") from error
+            raise StorageError(f"{root}: level {level} cannot be opened ({error}); delete the folder") from error
         if array.shape != (plan.channels, size.h, size.w) or array.dtype != plan.dtype:
-            raise StorageError(f"{store.root}: level {level} is not what its plan says; delete the folder")
+            raise StorageError(f"{root}: level {level} is not what its plan says; delete the folder")
         arrays.append(array.with_config({"write_empty_chunks": True}))
     return tuple(arrays)
 

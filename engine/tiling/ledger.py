@@ -1,12 +1,14 @@
-"""Which shards are finished: one small file per shard, written after the shard itself is safe on the disk."""
+"""Which shards are finished: one small object per shard, created after the shard itself is safely stored."""
 
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.errors import StorageError
 from engine.failpoints import hit
-from engine.store import create_only, remove_durably, storage_errors
+from engine.objects import Place, objects_at
+from engine.store import storage_errors
 from engine.tiling.grid import ShardKey
 from engine.tiling.seal import seal, unseal
 
@@ -21,13 +23,14 @@ class Record:
 
 
 class Ledger:
-    """The records of one plan in one folder, as ``<level>/<row>.<column>.json``. Another plan's records count as torn.
+    """The records of one plan in a folder or prefix, as ``<level>/<row>.<column>.json``. Another plan's are torn.
 
     A record is sealed, so a flipped bit in it is as good as no record.
     """
 
-    def __init__(self, folder: Path, *, plan_id: str) -> None:
+    def __init__(self, folder: Place, *, plan_id: str) -> None:
         self._folder = folder
+        self._objects = objects_at(folder)
         self._plan_id = plan_id
 
     def add(self, record: Record) -> bool:
@@ -38,34 +41,30 @@ class Ledger:
             "sha256": record.sha256,
             "num_bytes": record.num_bytes,
         }
-        path = self.path(record.key)
-        with storage_errors(path):
+        with storage_errors(Path(str(self.path(record.key)))):
             hit("record")
-            created = create_only(path, seal(data))
+            created = self._objects.create(_name(record.key), seal(data))
             hit("record")
         return created
 
     def get(self, key: ShardKey) -> Record | None:
         """The record of a shard; one that cannot be understood is deleted and counts as none."""
-        record = self.peek(key)
+        text = self._text(key)
+        if text is None:  # and stays alone: another writer may be creating it now
+            return None
+        record = self._parse(text, key)
         if record is None:
             self.strike(key)
         return record
 
     def peek(self, key: ShardKey) -> Record | None:
         """As `get`, but nothing is deleted."""
-        path = self.path(key)
-        with storage_errors(path):
-            hit("read")
-            try:
-                text = path.read_bytes()
-            except (FileNotFoundError, IsADirectoryError):
-                return None
-        return self._parse(text, key)
+        text = self._text(key)
+        return None if text is None else self._parse(text, key)
 
     def strike(self, key: ShardKey) -> None:
         """Takes back that a shard is finished, so that the next run makes it again."""
-        remove_durably(self.path(key))
+        self._objects.delete(_name(key))
 
     def records(self) -> Iterator[Record]:
         """All records that can be understood, by level, row and column."""
@@ -78,9 +77,14 @@ class Ledger:
         """The shards that have a record of any kind, in no order."""
         return keys_in(self._folder)
 
-    def path(self, key: ShardKey) -> Path:
-        """The file of a shard's record, which need not exist."""
-        return self._folder / f"{key.name}.json"
+    def path(self, key: ShardKey) -> Place:
+        """The place of a shard's record, which need not exist."""
+        return self._folder / _name(key)
+
+    def _text(self, key: ShardKey) -> bytes | None:
+        with storage_errors(Path(str(self.path(key)))):
+            hit("read")
+        return self._objects.get(_name(key))
 
     def _parse(self, text: bytes, key: ShardKey) -> Record | None:
         data = unseal(text)
@@ -93,19 +97,25 @@ class Ledger:
             return None
 
 
-def keys_in(folder: Path) -> Iterator[ShardKey]:
+def keys_in(folder: Place) -> Iterator[ShardKey]:
     """The shards that have a record of any kind in a ledger's folder."""
-    for path in folder.glob("*/*.json"):
-        with suppress(ValueError):  # a file that is no record of ours
-            iy, ix = path.stem.split(".")
-            yield ShardKey(int(path.parent.name), int(iy), int(ix))
+    for name in objects_at(folder).keys():  # noqa: SIM118  no mapping
+        with suppress(ValueError):  # an object that is no record of ours
+            level, place = name.split("/")
+            iy, ix, suffix = place.split(".")
+            if suffix == "json":
+                yield ShardKey(int(level), int(iy), int(ix))
 
 
-def plan_id_recorded(folder: Path) -> str | None:
+def plan_id_recorded(folder: Place) -> str | None:
     """The plan whose shards a ledger's folder records, told by the first record that is intact; None without one."""
     for key in sorted(keys_in(folder)):
-        with suppress(OSError):
-            data = unseal((folder / f"{key.name}.json").read_bytes())
+        with suppress(StorageError):
+            data = unseal(objects_at(folder).get(_name(key)) or b"")
             if data is not None and data.get("key") == key.name:
                 return data.get("plan_id")
     return None
+
+
+def _name(key: ShardKey) -> str:
+    return f"{key.name}.json"

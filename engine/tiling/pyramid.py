@@ -6,14 +6,14 @@ import dask.array
 import numpy as np
 
 from engine.geometry import Box
-from engine.tiling.canvas import Canvas, Pixels
+from engine.tiling.canvas import AnyCanvas, Pixels
 from engine.tiling.grid import ShardKey
 
 
 class HalveShard:
     """Makes shards of level 1 and above from the finished shards (at most four) of the level before."""
 
-    def __init__(self, canvas: Canvas) -> None:
+    def __init__(self, canvas: AnyCanvas) -> None:
         self._canvas = canvas
 
     def __call__(self, key: ShardKey) -> Pixels:

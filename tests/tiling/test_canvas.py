@@ -16,8 +16,8 @@ import zarr
 from engine import store
 from engine.errors import OutputBusy, OutputExists, StorageError, StorageReadOnly
 from engine.geometry import Box, Size
-from engine.store import DurableStore
 from engine.tiling.canvas import Canvas, adding_to, damaged_metadata, stored_plan
+from engine.tiling.durable import DurableStore
 from engine.tiling.execute import run
 from engine.tiling.grid import Grid, ShardKey
 from engine.tiling.plan import Plan

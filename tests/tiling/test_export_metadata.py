@@ -19,8 +19,8 @@ from engine.errors import OutputUnsupported, StorageError
 from engine.geometry import Size
 from engine.image import probe
 from engine.metadata import Metadata, iptc_resource
-from engine.store import DurableStore
 from engine.tiling import tiff_export
+from engine.tiling.durable import DurableStore
 from engine.tiling.export import SUFFIX, check_format, export
 from engine.tiling.grid import Grid
 from engine.tiling.layout import lay_out, stored_metadata
