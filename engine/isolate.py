@@ -48,23 +48,25 @@ def probe_in_child(
     return in_child(probe, path, max_pixels=max_pixels, page=page, subject=path, limits=limits)
 
 
-def probe_many_in_child(paths: Sequence[Path], *, max_pixels: int = MAX_PIXELS) -> list[ImageInfo | InputError]:
+def probe_many_in_child(
+    paths: Sequence[Path], *, max_pixels: int = MAX_PIXELS, page: int | None = None
+) -> list[ImageInfo | InputError]:
     """As `probe_in_child` of each, in one process; a file that ends it is found by reading all of them alone."""
     if not paths:
         return []
     try:
-        return in_child(_probe_many, paths, max_pixels, subject=paths[0])
+        return in_child(_probe_many, paths, max_pixels, page, subject=paths[0])
     except (DecoderCrashed, DecoderTimeout, DecoderOutOfMemory):
-        return [_probed(probe_in_child, path, max_pixels) for path in paths]
+        return [_probed(probe_in_child, path, max_pixels, page) for path in paths]
 
 
-def _probe_many(paths: Sequence[Path], max_pixels: int) -> list[ImageInfo | InputError]:
-    return [_probed(probe, path, max_pixels) for path in paths]
+def _probe_many(paths: Sequence[Path], max_pixels: int, page: int | None) -> list[ImageInfo | InputError]:
+    return [_probed(probe, path, max_pixels, page) for path in paths]
 
 
-def _probed(read: Callable[..., ImageInfo], path: Path, max_pixels: int) -> ImageInfo | InputError:
+def _probed(read: Callable[..., ImageInfo], path: Path, max_pixels: int, page: int | None) -> ImageInfo | InputError:
     try:
-        return read(path, max_pixels=max_pixels)
+        return read(path, max_pixels=max_pixels, page=page)
     except InputError as error:
         return error
 

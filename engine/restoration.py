@@ -4,7 +4,6 @@ Nothing is written before the plan holds, and nothing has its final name before 
 """
 
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -140,17 +139,17 @@ class Restorer:
         outputs = tuple(job.targets.values())
         return Receipt(plan.plan_id, outputs, seconds, plan.grid.num_shards, done, reused, _notes(info, request))
 
-    def lay_out(self, job: Job, request: Request) -> Plan | None:
-        """Begins a picture, for `Part` to draw its shards; None where it is finished, or has its canvas already."""
+    def lay_out(self, job: Job, request: Request) -> bool:
+        """Begins a picture, for `Part` to draw its shards; False where it is finished, or has its canvas already."""
         plan, _, info = self.plan(job, request)
         if is_finished(plan, job.targets, job) or plan_id_of(published_canvas(job.out, job.name)) == plan.plan_id:
-            return None
+            return False
         refuse_taken(plan, job.targets, job)
         validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
         with storage_errors(job.out):
             make_folders(job.out)
         Canvas.open(plan, job.out, metadata=carried(info, request)).close()
-        return plan
+        return True
 
     def _make(
         self, plan: Plan, job: Job, request: Request, info: ImageInfo, tiling: Tiling, progress: Progress | None
@@ -325,19 +324,15 @@ class Part:
     """Draws shards of a picture that `Restorer.lay_out` has begun, beside other processes; decodes it once."""
 
     def __init__(self, restorer: Restorer, job: Job, request: Request, scratch: Path) -> None:
-        """`scratch`: a folder of this process alone, made and removed by it."""
+        """`scratch`: a folder of this process alone, for the decoded picture."""
         self.plan, tiling, info = restorer.plan(job, request)
         self._canvas = Canvas.join(self.plan, job.out)
         self._keys = list(drawing_order(self.plan, tiling))
         self._work = _Work(restorer, self._canvas, job, request, info, tiling, scratch)
-        self._scratch = scratch
 
     def draw(self, first: int, last: int) -> Iterator[ShardEnd]:
         """The shards `first` to `last - 1` of the full size, in drawing order."""
         yield from run(self._canvas, self._keys[first:last], self._work)
-
-    def close(self) -> None:
-        shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def _draw(renderer: Renderer, plan: Plan, request: Request, size: Size, box: Box) -> Pixels:

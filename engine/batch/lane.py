@@ -4,8 +4,8 @@
     driver ── put ──► feed (an actor) ──► read task ──► map_batches(actors) ──► driver
 
 Ray Data reads from sources that it can read again: the feed keeps what it was given, by number, so that a read task
-that was lost tells the same rows once more. Rows are descriptors of a few hundred bytes, one per block; pixels never
-pass through here.
+that was lost tells the same rows once more; a row whose result has arrived is told as an empty one. Rows are
+descriptors of a few hundred bytes, one per block; pixels never pass through here.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 CLOSING_S = 20.0
+_TAKEN = b""
 
 Batch = dict[str, list[Any]]
 """Rows as Ray Data hands them to an actor: one work in the column "work"."""
@@ -59,6 +60,7 @@ class Lane:
         self.in_flight: dict[int, object] = {}
         self._outbox = outbox
         self._next = 0
+        self._taken: list[int] = []
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._feed = cast("Any", ray.remote(_Feed)).options(num_cpus=0, scheduling_strategy=here).remote()
         context = DataContext.get_current()
@@ -81,15 +83,17 @@ class Lane:
         """Adds a work to the end of the line."""
         number, self._next = self._next, self._next + 1
         self.in_flight[number] = work
-        self._feed.put.remote(pickle.dumps((number, work)))
+        self._feed.put.remote(pickle.dumps((number, work)), self._taken)
+        self._taken = []
 
     def take(self, event: Event) -> object:
         """Strikes the work that an event tells of from those in flight."""
+        self._taken.append(event.number)
         return self.in_flight.pop(event.number)
 
     def close(self) -> None:
         """Ends the stream when what is in the line is done, and takes the pool down."""
-        self._feed.put.remote(None)
+        self._feed.put.remote(None, [])
         self._follower.join(CLOSING_S)
 
     def abort(self) -> None:
@@ -109,8 +113,9 @@ def answer(batch: Batch, act: Callable[[Any], object]) -> Batch:
     """What an actor of a pool does with a batch: `act` on each work."""
     answers: list[bytes] = []
     for row in batch["work"]:
-        number, work = pickle.loads(row)
-        answers.append(pickle.dumps((number, act(work))))
+        if row != _TAKEN:
+            number, work = pickle.loads(row)
+            answers.append(pickle.dumps((number, act(work))))
     return {"answer": answers}
 
 
@@ -121,9 +126,12 @@ class _Feed:
         self._rows: list[bytes | None] = []
         self._changed = asyncio.Condition()
 
-    async def put(self, row: bytes | None) -> None:
+    async def put(self, row: bytes | None, taken: list[int]) -> None:
+        """Adds a row, and forgets the content of those whose results have arrived."""
         async with self._changed:
             self._rows.append(row)
+            for number in taken:
+                self._rows[number] = _TAKEN
             self._changed.notify_all()
 
     async def take(self, number: int) -> bytes | None:

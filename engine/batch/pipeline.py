@@ -12,7 +12,6 @@ output folder (receipts, records, intents): killed anywhere, the same command go
 import logging
 import queue
 import signal
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -27,11 +26,17 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, WorkerCrashedError
 from engine.batch.attempts import MAX_SHARED, Attempts
 from engine.batch.inputs import Item
 from engine.batch.lane import Batch, Event, Lane, Pool, answer
+from engine.batch.scratch import Scratch
 from engine.batch.work import DONE, FAILED, Order, Outcome, guarded, restore_item
-from engine.errors import BatchStalled, ProcessDied, TooFewCpus
+from engine.errors import BatchStalled, InputError, ProcessDied, TooFewCpus
+from engine.failpoints import hit
 from engine.geometry import ceil_div
+from engine.image import ImageInfo
+from engine.isolate import probe_in_child, probe_many_in_child
 from engine.outputs import BATCH
+from engine.planning import output_size
 from engine.restoration import Part
+from engine.tiling.grid import Grid
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +50,7 @@ WORKER_BYTES = 1 << 30
 LANE_CPUS = 0.5
 """Both lanes may be at work at once: each tile actor books half a core and takes what it gets."""
 PREPARER_CPUS = 0.25
+WORKERS_PER_PREPARER = 16
 MAX_RESTARTS = 3
 STARTING_S = 300.0
 """What a busy cluster may take to start a process anew."""
@@ -75,9 +81,14 @@ class Prepared:
     num_shards: int
 
 
+def preparers(workers: int) -> int:
+    """Actors that look at pictures for so many tile actors of a lane."""
+    return ceil_div(workers, WORKERS_PER_PREPARER)
+
+
 def check_cluster(workers: int) -> None:
     """Raises TooFewCpus where the pools would starve: Ray Data then waits for ever, and says nothing."""
-    needed = 2 * workers * LANE_CPUS + PREPARER_CPUS + LANE_CPUS  # one more for a task that finishes
+    needed = 2 * workers * LANE_CPUS + preparers(workers) * PREPARER_CPUS + LANE_CPUS  # the last for one that finishes
     there = float(cast("dict[str, float]", ray.cluster_resources()).get("CPU", 0))
     if there < needed:
         raise TooFewCpus(
@@ -87,26 +98,39 @@ def check_cluster(workers: int) -> None:
 
 
 class Preparer:
-    """Plans pictures, and begins those of many shards. Loads no network."""
+    """Tells small pictures from large ones by their headers, and begins the large ones. Loads no network."""
 
     def __init__(self, order: Order) -> None:
         self._order = order
         self._restorer = order.restorer(threads=1)
 
     def __call__(self, batch: Batch) -> Batch:
-        return answer(batch, lambda bundle: [self._prepare(item) for item in bundle.items])
+        return answer(batch, self._prepare)
 
-    def _prepare(self, item: Item) -> Prepared | Outcome:
-        def prepare() -> Prepared:
+    def _prepare(self, bundle: Bundle) -> list[Prepared]:
+        order = self._order
+        near = [item for item in bundle.items if not item.is_remote]
+        infos = probe_many_in_child(
+            [Path(item.image) for item in near], max_pixels=order.max_pixels, page=order.request.page
+        )
+        probed = {item.name: info for item, info in zip(near, infos, strict=True)}
+        return [self._look(item, probed.get(item.name)) for item in bundle.items]
+
+    def _look(self, item: Item, probed: ImageInfo | InputError | None) -> Prepared:
+        def look() -> Prepared:
+            if isinstance(probed, InputError):
+                raise probed
             with item.local() as local:
                 job, request = self._order.job(local), self._order.request
-                plan, _, _ = self._restorer.plan(job, request)
-                num_shards = sum(1 for _ in plan.grid.keys(0))
-                if num_shards > 1 and self._restorer.lay_out(job, request) is None:
+                info = probed or probe_in_child(job.image, max_pixels=job.max_pixels, page=request.page)
+                size = output_size(request, info.size)
+                num_shards = Grid(size).num_shards_of(0)
+                if num_shards > 1 and not self._restorer.lay_out(job, request):
                     num_shards = 1  # finished, or only to be exported
-            return Prepared(item, plan.size.num_pixels, num_shards)
+            return Prepared(item, size.num_pixels, num_shards)
 
-        return guarded(item, prepare)
+        found = guarded(item, look)
+        return found if isinstance(found, Prepared) else Prepared(item, 0, 1)  # who restores it, tells what is wrong
 
 
 class TileActor:
@@ -117,33 +141,42 @@ class TileActor:
         self._restorer = order.restorer(threads=1)
         self._attempts = Attempts(order.out / BATCH / "attempts")
         self._node = ray.get_runtime_context().get_node_id()
+        self._scratch = Scratch()
         self._part: tuple[str, Part] | None = None
 
     def __call__(self, batch: Batch) -> Batch:
         return answer(batch, self._work)
 
+    def __del__(self) -> None:
+        """Ray Data lets go of an actor's object when it ends the pool."""
+        self._scratch.close()
+
     def _work(self, work: Bundle | Run) -> list[Outcome]:
         if isinstance(work, Bundle):
-            return [self._attempt(item) for item in work.items]
+            return [self._attempt(item, None) for item in work.items]
         return [self._attempt(work.item, work)]
 
-    def _attempt(self, item: Item, run: Run | None = None) -> Outcome:
+    def _attempt(self, item: Item, run: Run | None) -> Outcome:
         """One more try; the third, after two deaths, in a process that nothing else shares."""
-        nodes = {node["NodeID"] for node in cast("list[dict[str, Any]]", ray.nodes()) if node["Alive"]}
-        deaths = self._attempts.deaths(item.name, nodes=nodes)
+        name = item.name if run is None else f"{item.name}\0{run.first}"  # runs of a picture are tried side by side
+        deaths = self._attempts.deaths(name, living=_living_nodes)
         if deaths >= MAX_SHARED:
-            outcome = guarded(item, lambda: self._alone(item))
+            outcome = guarded(item, lambda: self._alone(item, run))
         else:
-            self._attempts.begin(item.name, node=self._node)
+            self._attempts.begin(name, node=self._node)
             with _Alarm(self._stall_s):
-                if run is None:
-                    outcome = restore_item(self._restorer, item, self._order)
-                else:
-                    outcome = guarded(item, lambda: self._draw(run))
-        self._attempts.end(item.name)
+                outcome = self.once(item, run)
+        self._attempts.end(name)
         return replace(outcome, attempts=deaths + 1)
 
+    def once(self, item: Item, run: Run | None) -> Outcome:
+        """Restores a picture, or draws a run of one; no error but those of this program comes out."""
+        if run is None:
+            return restore_item(self._restorer, item, self._order)
+        return guarded(item, lambda: self._draw(run))
+
     def _draw(self, run: Run) -> Outcome:
+        hit(f"draw {run.item.name}")
         ends = list(self._opened(run.item).draw(run.first, run.last))
         reused = sum(end.reused for end in ends)
         seconds = sum(end.seconds for end in ends)
@@ -152,16 +185,14 @@ class TileActor:
     def _opened(self, item: Item) -> Part:
         """Runs of one picture follow each other: it is decoded once."""
         if self._part is None or self._part[0] != item.name:
-            if self._part is not None:
-                self._part[1].close()
-                self._part = None
-            scratch = Path(tempfile.mkdtemp(prefix="engine-part-"))
-            job = self._order.job(item.fetched(scratch))
-            self._part = (item.name, Part(self._restorer, job, self._order.request, scratch))
+            self._part = None
+            self._scratch.clear()
+            job = self._order.job(item.fetched(self._scratch.path))
+            self._part = (item.name, Part(self._restorer, job, self._order.request, self._scratch.path))
         return self._part[1]
 
-    def _alone(self, item: Item) -> Outcome:
-        task = _restore_alone.options(num_cpus=0).remote(self._order, item)
+    def _alone(self, item: Item, run: Run | None) -> Outcome:
+        task = _try_alone.options(num_cpus=0).remote(self._order, self._stall_s, item, run)
         try:
             return ray.get(task, timeout=self._stall_s)
         except WorkerCrashedError as error:
@@ -178,6 +209,10 @@ class TileActor:
             ) from error
 
 
+def _living_nodes() -> set[str]:
+    return {node["NodeID"] for node in cast("list[dict[str, Any]]", ray.nodes()) if node["Alive"]}
+
+
 class _Alarm:
     """Ends this process when it is at one picture for too long: even a loop in C cannot hold it up."""
 
@@ -192,8 +227,8 @@ class _Alarm:
 
 
 @ray.remote(max_retries=0)
-def _restore_alone(order: Order, item: Item) -> Outcome:
-    return restore_item(order.restorer(threads=1), item, order)
+def _try_alone(order: Order, stall_s: float, item: Item, run: Run | None) -> Outcome:
+    return TileActor(order, stall_s).once(item, run)
 
 
 @ray.remote(max_retries=3, num_cpus=LANE_CPUS)
@@ -210,11 +245,12 @@ class _Large:
     num_shards: int
     released: int = 0
     in_flight: int = 0
-    failed: bool = False
+    attempts: int = 1
+    failure: Outcome | None = None
 
     @property
     def has_more(self) -> bool:
-        return self.released < self.num_shards and not self.failed
+        return self.released < self.num_shards and self.failure is None
 
 
 class Pipeline:
@@ -228,8 +264,11 @@ class Pipeline:
         self._lanes: dict[str, Lane] = {}
         self._small: deque[Prepared] = deque()
         self._open: deque[_Large] = deque()
-        self._finishing: set[str] = set()
+        self._finishing: dict[str, int] = {}
+        """The attempts that each picture took, by its name."""
+        self._preparers = preparers(workers)
         self._restarts = 0
+        """Since something ended."""
 
     def run(self, items: Iterable[Item]) -> Iterator[Outcome]:
         """Restores everything; outcomes come as pictures end, in no order. Raises BatchStalled where nothing moves."""
@@ -257,7 +296,7 @@ class Pipeline:
     def _wants_more(self) -> bool:
         """Whether so little is planned ahead that another handful of pictures may be looked at."""
         return (
-            self._in_flight("prepare") < 2
+            self._in_flight("prepare") < 2 * self._preparers
             and len(self._small) < 4 * self._workers * BUNDLE_ITEMS
             and len(self._open) < OPEN_PER_WORKER * self._workers
         )
@@ -274,7 +313,7 @@ class Pipeline:
         if name not in self._lanes:
             arguments: dict[str, object] = {"order": self._order}
             if name == "prepare":
-                pool = Pool(1, PREPARER_CPUS, WORKER_BYTES // 2)
+                pool = Pool(self._preparers, PREPARER_CPUS, WORKER_BYTES // 2)
                 self._lanes[name] = Lane(name, Preparer, arguments, pool, self._outbox)
             else:
                 arguments["stall_s"] = self._stall_s
@@ -307,48 +346,52 @@ class Pipeline:
         return Bundle(tuple(items))
 
     def _next_event(self) -> Iterator[Outcome]:
+        patience_s = STARTING_S + 2 * self._stall_s
         try:
-            event = self._outbox.get(timeout=STARTING_S + 2 * self._stall_s)
+            event = self._outbox.get(timeout=patience_s)
         except queue.Empty:
-            self._restart(
-                BatchStalled(f"nothing has ended for {2 * self._stall_s:g} s; look at the cluster, run again")
-            )
+            if any(lane.in_flight for lane in self._lanes.values()):  # else a task that finishes a giant takes its time
+                self._restart(BatchStalled(f"nothing has ended for {patience_s:g} s; look at the cluster, run again"))
             return
         if isinstance(event, Outcome):
-            self._finishing.discard(event.item.name)
-            yield event
+            yield replace(event, attempts=self._finishing.pop(event.item.name))
         elif self._lanes.get(event.lane.name) is not event.lane:
             return  # of a lane that was given up
         elif event.error is not None:
             self._restart(event.error)
         else:
             work = event.lane.take(event)
+            self._restarts = 0
             if event.lane.name == "prepare":
-                yield from self._sorted(event.result)
+                self._sort(event.result)
             elif event.lane.name == "small":
                 yield from event.result
             else:
-                self._drawn(cast("Run", work), *event.result)
+                yield from self._drawn(cast("Run", work), *event.result)
 
-    def _sorted(self, looked_at: list[Prepared | Outcome]) -> Iterator[Outcome]:
+    def _sort(self, looked_at: list[Prepared]) -> None:
         for found in looked_at:
-            if isinstance(found, Outcome):
-                yield found
-            elif found.num_shards > 1:
+            if found.num_shards > 1:
                 self._open.append(_Large(found.item, found.num_shards))
             else:
                 self._small.append(found)
 
-    def _drawn(self, run: Run, outcome: Outcome) -> None:
+    def _drawn(self, run: Run, outcome: Outcome) -> Iterator[Outcome]:
         picture = next(large for large in self._open if large.item == run.item)
         picture.in_flight -= 1
-        picture.failed |= outcome.status != DONE  # finishing fails in the same way, says so and tidies up
+        picture.attempts = max(picture.attempts, outcome.attempts)
+        if outcome.status != DONE:
+            picture.failure = outcome
         if picture.in_flight == 0 and not picture.has_more:
             self._open.remove(picture)
-            self._submit(picture.item)
+            if picture.failure is not None and picture.failure.reason == ProcessDied.code:
+                yield picture.failure
+            else:  # after another failure, too: finishing fails in the same way, says so and tidies up
+                self._submit(picture)
 
-    def _submit(self, item: Item) -> None:
-        self._finishing.add(item.name)
+    def _submit(self, picture: _Large) -> None:
+        item = picture.item
+        self._finishing[item.name] = picture.attempts
         task = _finish.options(memory=WORKER_BYTES).remote(self._order, item)
 
         def told(future: "Future[Outcome]") -> None:

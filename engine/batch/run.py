@@ -3,9 +3,10 @@
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,12 +105,7 @@ def _restored(
     from engine.batch.pipeline import Pipeline
 
     stack.enter_context(connected(workers, address))
-    yield from Pipeline(order, workers=workers, stall_s=stall_s).run(_chained(first, items))
-
-
-def _chained(first: Item, rest: Iterable[Item]) -> Iterator[Item]:
-    yield first
-    yield from rest
+    yield from Pipeline(order, workers=workers, stall_s=stall_s).run(chain([first], items))
 
 
 def _drained(outcomes: deque[Outcome]) -> Iterator[Outcome]:

@@ -13,7 +13,7 @@ from engine.errors import EngineError, InputError, PlanError
 from engine.failpoints import hit
 from engine.objects import Prefix
 from engine.planning import PIXEL_VERSION, Request
-from engine.receipt import Job, Receipt, read_receipt, receipt_path
+from engine.receipt import Job, read_receipt, receipt_path
 from engine.restoration import Progress, Restorer
 
 _T = TypeVar("_T")
@@ -90,7 +90,24 @@ def codes(kind: type[EngineError]) -> set[str]:
 
 def restore_item(restorer: Restorer, item: Item, order: Order, progress: Progress | None = None) -> Outcome:
     """One picture from its file to its receipt; never raises an EngineError."""
-    return guarded(item, lambda: _done(item, _restore(restorer, item, order, progress)))
+
+    def restored() -> Outcome:
+        hit(f"restore {item.name}")
+        with item.local() as local:
+            receipt = restorer.restore(order.job(local), order.request, progress)
+        return Outcome(
+            item,
+            DONE,
+            plan_id=receipt.plan_id,
+            seconds=receipt.seconds,
+            shards_total=receipt.shards_total,
+            shards_done=receipt.shards_done,
+            shards_reused=receipt.shards_reused,
+            outputs=tuple(str(path) for path in receipt.outputs),
+            notes=receipt.notes,
+        )
+
+    return guarded(item, restored)
 
 
 def guarded(item: Item, act: Callable[[], _T]) -> _T | Outcome:
@@ -100,26 +117,6 @@ def guarded(item: Item, act: Callable[[], _T]) -> _T | Outcome:
     except EngineError as error:
         status = REFUSED if isinstance(error, InputError | PlanError) else FAILED
         return Outcome(item, status, error.code, str(error))
-
-
-def _restore(restorer: Restorer, item: Item, order: Order, progress: Progress | None) -> Receipt:
-    hit(f"restore {item.name}")
-    with item.local() as local:
-        return restorer.restore(order.job(local), order.request, progress)
-
-
-def _done(item: Item, receipt: Receipt) -> Outcome:
-    return Outcome(
-        item,
-        DONE,
-        plan_id=receipt.plan_id,
-        seconds=receipt.seconds,
-        shards_total=receipt.shards_total,
-        shards_done=receipt.shards_done,
-        shards_reused=receipt.shards_reused,
-        outputs=tuple(str(path) for path in receipt.outputs),
-        notes=receipt.notes,
-    )
 
 
 def stored_receipt(order: Order, item: Item) -> dict[str, Any] | None:

@@ -10,8 +10,8 @@ import pytest
 
 from engine.batch.cluster import connected
 
-POISON = "restore segv:1:segv;restore hang:1:hang"
-"""Pictures of these names end, or hold up, every process that tries them."""
+POISON = "restore segv:1:segv;restore hang:1:hang;draw large segv:1:segv"
+"""Pictures of these names end, or hold up, every process that tries them, or that draws a part of them."""
 
 
 @pytest.fixture(scope="session")

@@ -115,10 +115,12 @@ def test_killed_workers_are_invisible_in_the_output(cluster, folder, model):
 def test_poison_is_put_aside_and_the_innocent_are_not(cluster, folder, model):
     items = pictures(folder / "in", [*(f"scan {n}" for n in range(12)), "segv", "hang"])
     order = Order(folder / "out", Request(scale=1), ("png",), model)
+    items += pictures(folder / "in", ["large segv", "large"], h=2100, w=60)
     found = ends(Pipeline(order, workers=2, stall_s=10), items)
-    for name in ("segv", "hang"):
+    bad = ("segv", "hang", "large segv")
+    for name in bad:
         assert (found[name].status, found[name].reason, found[name].attempts) == (FAILED, "process-died", 3)
-    assert all(found[item.name].status == DONE for item in items[:12])
+    assert all(outcome.status == DONE for name, outcome in found.items() if name not in bad)
     assert sum(path.suffix == ".png" for path in (folder / "out").glob("scan *.png")) >= 12
 
 
