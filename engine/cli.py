@@ -60,6 +60,11 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
+class Device(StrEnum):
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class Degradation(StrEnum):
     CLEAN = "clean"
     SCAN = "scan"
@@ -163,6 +168,7 @@ def restore(
     degradation: DegradationOption = Degradation.CLEAN,
     formats: Formats = DEFAULT_FORMATS,
     precision: PrecisionOption = Precision.AUTO,
+    device: Annotated[Device, typer.Option("--device", help="What the network runs on.")] = Device.CPU,
     max_memory: MaxMemory = None,
     max_pixels: MaxPixels = 1 << 30,
     page: Page = None,
@@ -179,12 +185,15 @@ def restore(
     stall_after: Annotated[
         float, typer.Option("--stall-after", min=1, help="Seconds at one picture after which its process is ended.")
     ] = 600.0,
+    gpu_share: Annotated[
+        float, typer.Option("--gpu-share", min=0, max=1, help="Of a GPU, for each process of the workers.")
+    ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on stdout.")] = False,
 ) -> None:
     """Fill the holes of pictures and raise their detail."""
     from engine.batch.inputs import find_inputs
     from engine.batch.run import RAY_ABOVE, restore_all
-    from engine.batch.work import Order
+    from engine.batch.work import Order, Workers
     from engine.console import Console, Meter, exit_code
     from engine.objects import Prefix, place
 
@@ -193,7 +202,7 @@ def restore(
 
         raise typer.Exit(submit(address, _without_address(sys.argv[1:])))
     with _typed_errors():
-        request = _request(scale, long_side, box, precision, max_memory, page, strip_metadata)
+        request = _request(scale, long_side, box, precision, max_memory, page, strip_metadata, device)
         where = place(out)
         order = Order(
             where if isinstance(where, Path) else Path(tempfile.gettempdir()),
@@ -218,10 +227,8 @@ def restore(
                 items,
                 order,
                 restorer,
-                workers=workers,
-                address=address,
+                workers=Workers(workers, address, stall_after, gpu_share) if workers else None,
                 retry_failed=retry_failed,
-                stall_s=stall_after,
                 progress=meter,
             ):
                 meter.close()
@@ -435,7 +442,7 @@ def train(
         float | None, typer.Option("--budget", min=1, help="Wall clock of the whole run, seconds.")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    device: Annotated[Device, typer.Option("--device", help="What the network runs on.")] = Device.CPU,
     start_from: Annotated[
         Path | None, typer.Option("--start-from", help="Weights (.safetensors) to start from.")
     ] = None,
@@ -453,7 +460,9 @@ def train(
     torch.set_num_threads(threads)
     chosen = RECIPES[recipe]()
     with _typed_errors():
-        run = Run(chosen, data, out, budget or chosen.budget_s, data_licence, device=device, start_from=start_from)
+        run = Run(
+            chosen, data, out, budget or chosen.budget_s, data_licence, device=device.value, start_from=start_from
+        )
         train_run(run, tuple(stages or ()))
         card = finish(run, threads=threads)
     _say(f"{out / (recipe + '.safetensors')}: {card.parameters:,} parameters")
@@ -526,6 +535,7 @@ def _request(
     max_memory: int | None,
     page: int | None,
     strip_metadata: bool,
+    device: Device = Device.CPU,
 ) -> "Request":
     from engine.planning import Request
 
@@ -536,6 +546,7 @@ def _request(
         long_side_px=long_side,
         box=box,
         precision=precision.value,
+        device=device.value,
         max_memory_bytes=max_memory,
         page=page,
         strip_metadata=strip_metadata,

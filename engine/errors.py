@@ -128,6 +128,10 @@ class TooFewCpus(PlanError):
     code = "too-few-cpus"
 
 
+class TooFewGpus(PlanError):
+    code = "too-few-gpus"
+
+
 class StorageError(EngineError):
     code = "storage"
 

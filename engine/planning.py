@@ -46,6 +46,8 @@ class Request:
     box: Box | None = None
     """Region in input pixels."""
     precision: str = "auto"
+    device: str = "cpu"
+    """"cpu" or "cuda". Their pixels differ in the last bits, so their plans do."""
     page: int | None = None
     """Of a TIFF with several, counted from 0."""
     strip_metadata: bool = False
@@ -197,7 +199,7 @@ def _parameters(request: Request, size: Size, scale: int, tiling: Tiling) -> Map
         "tile_px": tiling.tile_px,
         "block_px": tiling.block_px,
         "batch": tiling.batch,
-        "backend": f"torch {torch.__version__}",
+        "backend": f"torch {torch.__version__}" + ("" if request.device == "cpu" else f" on {request.device}"),
         "pixel_version": PIXEL_VERSION,
     }
 

@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from engine import remote
-from engine.errors import InputError, OutputExists, StorageError, UnreadableInput
+from engine.errors import InputError, OutputExists, PlanError, StorageError, UnreadableInput
 from engine.generated_map import GENERATED, Generated, restored_region, write_generated_map
 from engine.geometry import Box, Size
 from engine.guide import make_guide
@@ -81,15 +82,20 @@ class Restorer:
         model: str | None = None,
         degradation: str = "clean",
         precision: str = "auto",
+        device: str = "cpu",
         threads: int | None = None,
     ) -> None:
         self.checkpoint = load(model or for_degradation(degradation))
-        self._precision = resolved_precision(precision)
+        self._precision, self._device = resolved_precision(precision), device
         self._threads = threads or len(os.sched_getaffinity(0))
 
     @cached_property
     def _runner(self) -> TorchRunner:
-        return TorchRunner(self.checkpoint, precision=self._precision, threads=self._threads)
+        if self._device == "cuda" and not torch.cuda.is_available():
+            raise PlanError(
+                "1 CUDA device is needed and torch sees 0; install a driver and its torch, or leave out --device"
+            )
+        return TorchRunner(self.checkpoint, precision=self._precision, threads=self._threads, device=self._device)
 
     def plan(self, job: Job, request: Request) -> tuple[Plan, Tiling, ImageInfo]:
         """What would be done, from headers and digests; nothing is decoded or written."""

@@ -12,24 +12,26 @@ from contextlib import contextmanager
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from engine.batch.work import Workers
+
 OBJECT_STORE_BYTES = 128 << 20
 """Descriptors and receipts only."""
 
 
 @contextmanager
-def connected(workers: int, address: str | None) -> Generator[None]:
-    """A connection to `address`, or a cluster of this process alone with as many logical CPUs as the workers book."""
+def connected(workers: Workers) -> Generator[None]:
+    """A connection to their address, or a cluster of this process alone with as many logical CPUs as they book."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address is None:
+    if workers.address is None:
         options |= {
             "address": "local",
-            "num_cpus": max(os.cpu_count() or 1, workers + 1),
+            "num_cpus": max(os.cpu_count() or 1, workers.count + 1),
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
     else:
-        options["address"] = address
+        options["address"] = workers.address
     ray.init(**options)  # pyright: ignore[reportArgumentType]
     try:
         yield

@@ -27,8 +27,8 @@ from engine.batch.attempts import MAX_SHARED, Attempts
 from engine.batch.inputs import Item
 from engine.batch.lane import Batch, Event, Lane, Pool, answer
 from engine.batch.scratch import Scratch
-from engine.batch.work import DONE, FAILED, Order, Outcome, guarded, restore_item
-from engine.errors import BatchStalled, InputError, ProcessDied, TooFewCpus
+from engine.batch.work import DONE, FAILED, Order, Outcome, Workers, guarded, restore_item
+from engine.errors import BatchStalled, InputError, PlanError, ProcessDied, TooFewCpus, TooFewGpus
 from engine.failpoints import hit
 from engine.geometry import ceil_div
 from engine.image import ImageInfo
@@ -86,15 +86,19 @@ def preparers(workers: int) -> int:
     return ceil_div(workers, WORKERS_PER_PREPARER)
 
 
-def check_cluster(workers: int) -> None:
-    """Raises TooFewCpus where the pools would starve: Ray Data then waits for ever, and says nothing."""
-    needed = 2 * workers * LANE_CPUS + preparers(workers) * PREPARER_CPUS + LANE_CPUS  # the last for one that finishes
-    there = float(cast("dict[str, float]", ray.cluster_resources()).get("CPU", 0))
+def check_cluster(workers: Workers) -> None:
+    """Raises TooFewCpus or TooFewGpus where the pools would starve: Ray Data then waits for ever, and says nothing."""
+    tile_actors = 2 * workers.count
+    cpus = (tile_actors + 1) * LANE_CPUS + preparers(workers.count) * PREPARER_CPUS  # 1 more for a task that finishes
+    _check_there("CPU", cpus, TooFewCpus, f"{workers.count} workers")
+    gpus = (tile_actors + 2) * workers.gpu_share  # 2 more: one that finishes, and one that is tried alone
+    _check_there("GPU", gpus, TooFewGpus, f"{workers.count} workers with --gpu-share {workers.gpu_share:g}")
+
+
+def _check_there(kind: str, needed: float, error: type[PlanError], who: str) -> None:
+    there = float(cast("dict[str, float]", ray.cluster_resources()).get(kind, 0))
     if there < needed:
-        raise TooFewCpus(
-            f"{workers} workers need {needed:g} CPUs of the cluster, it has {there:g}; give fewer --workers, or add "
-            "nodes"
-        )
+        raise error(f"{who} need {needed:g} {kind}s of the cluster, it has {there:g}; give fewer, or add nodes")
 
 
 class Preparer:
@@ -136,8 +140,8 @@ class Preparer:
 class TileActor:
     """Restores bundles and draws runs, one thread each."""
 
-    def __init__(self, order: Order, stall_s: float) -> None:
-        self._order, self._stall_s = order, stall_s
+    def __init__(self, order: Order, workers: Workers) -> None:
+        self._order, self._workers = order, workers
         self._restorer = order.restorer(threads=1)
         self._attempts = Attempts(order.out / BATCH / "attempts")
         self._node = ray.get_runtime_context().get_node_id()
@@ -164,7 +168,7 @@ class TileActor:
             outcome = guarded(item, lambda: self._alone(item, run))
         else:
             self._attempts.begin(name, node=self._node)
-            with _Alarm(self._stall_s):
+            with _Alarm(self._workers.stall_s):
                 outcome = self.once(item, run)
         self._attempts.end(name)
         return replace(outcome, attempts=deaths + 1)
@@ -192,9 +196,11 @@ class TileActor:
         return self._part[1]
 
     def _alone(self, item: Item, run: Run | None) -> Outcome:
-        task = _try_alone.options(num_cpus=0).remote(self._order, self._stall_s, item, run)
+        task = _try_alone.options(num_cpus=0, num_gpus=self._workers.gpu_share).remote(
+            self._order, self._workers, item, run
+        )
         try:
-            return ray.get(task, timeout=self._stall_s)
+            return ray.get(task, timeout=self._workers.stall_s)
         except WorkerCrashedError as error:
             raise ProcessDied(
                 f"{item.image}: the process that restores it has died {MAX_SHARED + 1} times, at last with nothing "
@@ -205,7 +211,7 @@ class TileActor:
         except GetTimeoutError as error:
             ray.cancel(task, force=True)
             raise ProcessDied(
-                f"{item.image}: not restored after {self._stall_s:g} s, alone in its process; leave it out"
+                f"{item.image}: not restored after {self._workers.stall_s:g} s, alone in its process; leave it out"
             ) from error
 
 
@@ -227,8 +233,8 @@ class _Alarm:
 
 
 @ray.remote(max_retries=0)
-def _try_alone(order: Order, stall_s: float, item: Item, run: Run | None) -> Outcome:
-    return TileActor(order, stall_s).once(item, run)
+def _try_alone(order: Order, workers: Workers, item: Item, run: Run | None) -> Outcome:
+    return TileActor(order, workers).once(item, run)
 
 
 @ray.remote(max_retries=3, num_cpus=LANE_CPUS)
@@ -256,17 +262,17 @@ class _Large:
 class Pipeline:
     """One batch on the cluster that this process is connected to."""
 
-    def __init__(self, order: Order, *, workers: int, stall_s: float = 600.0, num_gpus: float = 0.0) -> None:
+    def __init__(self, order: Order, workers: Workers) -> None:
         check_cluster(workers)
-        self._order, self._workers, self._stall_s = order, workers, stall_s
+        self._order, self._workers = order, workers
         self._outbox: queue.Queue[Event | Outcome] = queue.Queue()
-        self._tiles = Pool(workers, LANE_CPUS, WORKER_BYTES, num_gpus)
+        self._tiles = Pool(workers.count, LANE_CPUS, WORKER_BYTES, workers.gpu_share)
         self._lanes: dict[str, Lane] = {}
         self._small: deque[Prepared] = deque()
         self._open: deque[_Large] = deque()
         self._finishing: dict[str, int] = {}
         """The attempts that each picture took, by its name."""
-        self._preparers = preparers(workers)
+        self._preparers = preparers(workers.count)
         self._restarts = 0
         """Since something ended."""
 
@@ -297,8 +303,8 @@ class Pipeline:
         """Whether so little is planned ahead that another handful of pictures may be looked at."""
         return (
             self._in_flight("prepare") < 2 * self._preparers
-            and len(self._small) < 4 * self._workers * BUNDLE_ITEMS
-            and len(self._open) < OPEN_PER_WORKER * self._workers
+            and len(self._small) < 4 * self._workers.count * BUNDLE_ITEMS
+            and len(self._open) < OPEN_PER_WORKER * self._workers.count
         )
 
     def _busy(self) -> bool:
@@ -316,15 +322,15 @@ class Pipeline:
                 pool = Pool(self._preparers, PREPARER_CPUS, WORKER_BYTES // 2)
                 self._lanes[name] = Lane(name, Preparer, arguments, pool, self._outbox)
             else:
-                arguments["stall_s"] = self._stall_s
+                arguments["workers"] = self._workers
                 self._lanes[name] = Lane(name, TileActor, arguments, self._tiles, self._outbox)
         return self._lanes[name]
 
     def _release(self) -> None:
         """Gives the lanes what they can take: bundles, smaller where little is left, and runs of the open pictures."""
-        while self._small and self._in_flight("small") < 2 * self._workers:
+        while self._small and self._in_flight("small") < 2 * self._workers.count:
             self._lane("small").put(self._bundle())
-        while self._in_flight("large") < 2 * self._workers:
+        while self._in_flight("large") < 2 * self._workers.count:
             picture = next((large for large in self._open if large.has_more), None)
             if picture is None:
                 return
@@ -336,7 +342,7 @@ class Pipeline:
             self._lane("large").put(Run(picture.item, first, last))
 
     def _bundle(self) -> Bundle:
-        share = ceil_div(len(self._small), 2 * self._workers)
+        share = ceil_div(len(self._small), 2 * self._workers.count)
         items: list[Item] = []
         num_pixels = 0
         while self._small and len(items) < min(share, BUNDLE_ITEMS) and num_pixels < BUNDLE_PIXELS:
@@ -346,7 +352,7 @@ class Pipeline:
         return Bundle(tuple(items))
 
     def _next_event(self) -> Iterator[Outcome]:
-        patience_s = STARTING_S + 2 * self._stall_s
+        patience_s = STARTING_S + 2 * self._workers.stall_s
         try:
             event = self._outbox.get(timeout=patience_s)
         except queue.Empty:
@@ -392,7 +398,7 @@ class Pipeline:
     def _submit(self, picture: _Large) -> None:
         item = picture.item
         self._finishing[item.name] = picture.attempts
-        task = _finish.options(memory=WORKER_BYTES).remote(self._order, item)
+        task = _finish.options(memory=WORKER_BYTES, num_gpus=self._workers.gpu_share).remote(self._order, item)
 
         def told(future: "Future[Outcome]") -> None:
             error = future.exception()

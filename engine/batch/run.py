@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.batch.inputs import Item
-from engine.batch.work import DONE, REFUSED, Order, Outcome, restore_item, stored_receipt
+from engine.batch.work import DONE, REFUSED, Order, Outcome, Workers, restore_item, stored_receipt
 from engine.errors import OutputBusy, PlanError, ProcessDied
 from engine.outputs import BATCH, batch_lock
 from engine.restoration import Progress, Restorer
@@ -29,24 +29,22 @@ def restore_all(
     order: Order,
     restorer: Restorer,
     *,
-    workers: int = 0,
-    address: str | None = None,
+    workers: Workers | None = None,
     retry_failed: bool = False,
-    stall_s: float = 600.0,
     progress: Progress | None = None,
 ) -> Iterator[Outcome]:
     """Restores every item and yields how it ended, in no order; what has ended before is looked up and yielded too.
 
-    workers: 0 restores here with `restorer`, one after another, and tells `progress` of each shard. One picture alone
+    Without workers it restores here with `restorer`, one after another, and tells `progress` of each shard: one picture
     leaves no catalog, and neither do outputs on an object store, where each picture's pointer says what is finished.
     Raises OutputBusy while another batch is at work on the same output, PlanError for workers with such outputs.
     """
-    if workers and order.remote is not None:
+    if workers is not None and order.remote is not None:
         raise PlanError(
-            f"{order.remote}: {workers} workers share 1 folder of outputs, and this is an object store; leave out "
-            "--workers and --address, or give a folder"
+            f"{order.remote}: {workers.count} workers share 1 folder of outputs, and this is an object store; leave "
+            "out --workers and --address, or give a folder"
         )
-    if order.remote is not None or (len(items) == 1 and not workers):
+    if order.remote is not None or (len(items) == 1 and workers is None):
         for item in items:
             yield restore_item(restorer, item, order, progress)
         return
@@ -77,7 +75,7 @@ def restore_all(
                     yield item
 
         catalog = stack.enter_context(CatalogWriter(order.out))
-        for outcome in _restored(stack, pending(), order, restorer, workers, address, stall_s, progress):
+        for outcome in _restored(stack, pending(), order, restorer, workers, progress):
             catalog.add(_row(outcome, facts.pop(outcome.item.name), request_id, order, known.get(outcome.item.name)))
             yield from _drained(looked_up)
             yield outcome
@@ -89,12 +87,10 @@ def _restored(
     items: Iterator[Item],
     order: Order,
     restorer: Restorer,
-    workers: int,
-    address: str | None,
-    stall_s: float,
+    workers: Workers | None,
     progress: Progress | None,
 ) -> Iterator[Outcome]:
-    if not workers:
+    if workers is None:
         for item in items:
             yield restore_item(restorer, item, order, progress)
         return
@@ -104,8 +100,8 @@ def _restored(
     from engine.batch.cluster import connected
     from engine.batch.pipeline import Pipeline
 
-    stack.enter_context(connected(workers, address))
-    yield from Pipeline(order, workers=workers, stall_s=stall_s).run(chain([first], items))
+    stack.enter_context(connected(workers))
+    yield from Pipeline(order, workers).run(chain([first], items))
 
 
 def _drained(outcomes: deque[Outcome]) -> Iterator[Outcome]:

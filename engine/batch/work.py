@@ -40,7 +40,11 @@ class Order:
 
     def restorer(self, *, threads: int | None = None) -> Restorer:
         return Restorer(
-            model=self.model, degradation=self.degradation, precision=self.request.precision, threads=threads
+            model=self.model,
+            degradation=self.degradation,
+            precision=self.request.precision,
+            device=self.request.device,
+            threads=threads,
         )
 
     def job(self, item: Item) -> Job:
@@ -61,6 +65,20 @@ class Order:
             del asked[name]
         asked |= {"model_sha256": model_sha256, "pixel_version": PIXEL_VERSION}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The processes of a batch on a Ray cluster."""
+
+    count: int
+    """Pairs: one restores small pictures, the other draws parts of large ones."""
+    address: str | None = None
+    """Of a cluster; None: one of this machine alone, for this batch."""
+    stall_s: float = 600.0
+    """A process that is at one picture for longer is ended."""
+    gpu_share: float = 0.0
+    """Of one GPU, for each process."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ import pytest
 
 from engine.batch.inputs import Item
 from engine.batch.pipeline import Pipeline
-from engine.batch.work import DONE, FAILED, REFUSED, Order, Outcome, restore_item
-from engine.errors import TooFewCpus
+from engine.batch.work import DONE, FAILED, REFUSED, Order, Outcome, Workers, restore_item
+from engine.errors import TooFewCpus, TooFewGpus
 from engine.planning import Request
 from tests.networks import TINY, random_checkpoint
 from tests.outputs import timeless
@@ -85,13 +85,13 @@ def test_many_pictures_of_every_fate(cluster, folder, model):
     broken = folder / "in" / "broken.png"
     broken.write_bytes(b"not a picture")
     bad = [Item(str(broken), "broken", None, None), Item(items[0].image, "maskless", None, "no mask fits")]
-    found = ends(Pipeline(order, workers=2), [*items, *bad])
+    found = ends(Pipeline(order, Workers(2)), [*items, *bad])
     assert {outcome.reason for outcome in found.values()} == {None, "unreadable-input", "mask-unavailable"}
     assert [found[item.name].status for item in bad] == [REFUSED, REFUSED]
     assert outputs(folder / "out") == expected
     assert list((folder / "out" / "_batch" / "attempts").iterdir()) == []
 
-    again = ends(Pipeline(order, workers=1), items)
+    again = ends(Pipeline(order, Workers(1)), items)
     assert all(outcome.shards_reused == outcome.shards_total for outcome in again.values())
     assert outputs(folder / "out") == expected
 
@@ -102,7 +102,7 @@ def test_killed_workers_are_invisible_in_the_output(cluster, folder, model):
     order = Order(folder / "out", Request(scale=4), ("ome-zarr",), model)
     expected = undisturbed(items, order, folder / "expected")
     chance, killed, found = random.Random(0), 0, list[Outcome]()
-    for outcome in Pipeline(order, workers=2).run(items):
+    for outcome in Pipeline(order, Workers(2)).run(items):
         found.append(outcome)
         if len(found) % 8 == 0:  # not by the clock: a busy machine takes its time to start a process anew
             killed += kill_one(chance)
@@ -116,7 +116,7 @@ def test_poison_is_put_aside_and_the_innocent_are_not(cluster, folder, model):
     items = pictures(folder / "in", [*(f"scan {n}" for n in range(12)), "segv", "hang"])
     order = Order(folder / "out", Request(scale=1), ("png",), model)
     items += pictures(folder / "in", ["large segv", "large"], h=2100, w=60)
-    found = ends(Pipeline(order, workers=2, stall_s=10), items)
+    found = ends(Pipeline(order, Workers(2, stall_s=10)), items)
     bad = ("segv", "hang", "large segv")
     for name in bad:
         assert (found[name].status, found[name].reason, found[name].attempts) == (FAILED, "process-died", 3)
@@ -126,4 +126,6 @@ def test_poison_is_put_aside_and_the_innocent_are_not(cluster, folder, model):
 
 def test_a_pool_that_would_starve_is_refused(cluster, folder):
     with pytest.raises(TooFewCpus, match=r"9 workers need 9\.75 CPUs of the cluster, it has 4"):
-        Pipeline(Order(folder), workers=9)
+        Pipeline(Order(folder), Workers(9))
+    with pytest.raises(TooFewGpus, match=r"2 workers with --gpu-share 0\.25 need 1\.5 GPUs of the cluster, it has 0"):
+        Pipeline(Order(folder), Workers(2, gpu_share=0.25))

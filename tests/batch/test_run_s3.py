@@ -10,7 +10,7 @@ import pytest
 from engine.batch.inputs import find_inputs
 from engine.batch.pipeline import Prepared, Preparer
 from engine.batch.run import restore_all
-from engine.batch.work import DONE, Order
+from engine.batch.work import DONE, Order, Workers
 from engine.errors import PlanError
 from engine.planning import Request
 from engine.receipt import receipt_of
@@ -91,7 +91,7 @@ def test_outputs_of_a_batch_on_an_object_store_have_their_sub_folders(source, pr
 def test_workers_and_outputs_on_an_object_store_are_refused(source, prefix, order, restorer):
     items = list(find_inputs([source], out=None))
     with pytest.raises(PlanError, match=r"2 workers share 1 folder of outputs"):
-        next(restore_all(items, dataclasses.replace(order, remote=prefix / "out"), restorer, workers=2))
+        next(restore_all(items, dataclasses.replace(order, remote=prefix / "out"), restorer, workers=Workers(2)))
 
 
 def test_a_plan_does_not_download(source, order):
