@@ -26,13 +26,16 @@ def model(tmp_path_factory) -> str:
     return str(random_checkpoint(tmp_path_factory.mktemp("model"), TINY))
 
 
-def pictures(folder: Path, names: list[str], *, h: int = 40, w: int = 60) -> list[Item]:
+def pictures(folder: Path, names: list[str], *, h: int = 40, w: int = 60, masked: bool = True) -> list[Item]:
     rng = np.random.default_rng(len(names))
     items: list[Item] = []
     for number, name in enumerate(names):
         image, mask = folder / f"{name}.png", folder / f"{name}.mask.png"
         image.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(image), rng.integers(0, 256, (h, w, 3), dtype=np.uint8))
+        if not masked:
+            items.append(Item(str(image), name, None, None))
+            continue
         missing = np.zeros((h, w), np.uint8)
         missing[5:20, 10:30] = 255
         cv2.imwrite(str(mask), missing)
