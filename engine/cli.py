@@ -230,6 +230,7 @@ def restore(
                 workers=Workers(workers, address, stall_after, gpu_share) if workers else None,
                 retry_failed=retry_failed,
                 progress=meter,
+                drawn=console.drawn,
             ):
                 meter.close()
                 console.tell(outcome)

@@ -40,8 +40,10 @@ class Console:
         self._rich = RichConsole(stderr=True)
         self._bar: Progress | None = None
         self._last_line = 0.0
-        self._num_ended = 0
+        self._num_ended = self._num_bad = self._num_restored = 0
+        self._started = time.monotonic()
         self._overall: TaskID | None = None
+        self._drawn: dict[str, TaskID | None] = {}
         if self._rich.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -68,7 +70,10 @@ class Console:
     def tell(self, outcome: Outcome) -> None:
         """Report how a picture ended."""
         self._num_ended += 1
+        self._num_bad += outcome.status != DONE
+        self._num_restored += not outcome.looked_up
         item = outcome.item
+        self.remove(self._drawn.pop(item.name, None))
         if outcome.status == DONE:
             names = ", ".join(outcome.outputs)
             note = " (no tile computed)" if outcome.shards_reused == outcome.shards_total else ""
@@ -78,24 +83,32 @@ class Console:
                 self.say(f"{item.image}: {changed}")
         else:
             self.say(f"{item.image}: {outcome.status}, {outcome.reason}: {outcome.message}")
-        if self._bar is not None and self._num_pictures > 1:
-            self._overall = self.advance("pictures", self._overall, self._num_ended, self._num_pictures, 0.0)
+        if self._num_pictures > 1:
+            rate = self._num_restored / max(1e-6, time.monotonic() - self._started)
+            name = f"all, {self._num_bad} not restored" if self._num_bad else "all"
+            self._overall = self.advance(name, self._overall, self._num_ended, self._num_pictures, rate, "pictures")
         if self._as_json:
             sys.stdout.write(json.dumps(_line(outcome)) + "\n")
             sys.stdout.flush()
 
-    def advance(self, name: str, task: TaskID | None, done: int, total: int, rate: float) -> TaskID | None:
-        """Show `done` of `total` shards of a picture."""
+    def drawn(self, name: str, done: int, total: int) -> None:
+        """Show `done` of `total` shards of a large picture that others draw."""
+        if self._bar is not None:
+            self._drawn[name] = self.advance(name, self._drawn.get(name), done, total, 0.0, "shards")
+
+    def advance(self, name: str, task: TaskID | None, done: int, total: int, rate: float, unit: str) -> TaskID | None:
+        """Show `done` of `total` units."""
         if self._bar is not None:
             if task is None:
                 task = self._bar.add_task(name, total=total, rate="")
-            self._bar.update(task, completed=done, rate=f"{rate:.2f} tiles/s")
+            told = f"{rate:.2f} {unit}/s" if rate else unit
+            self._bar.update(task, description=printable(name), completed=done, rate=told)
             return task
         now = time.monotonic()
         if done == total or now - self._last_line > PLAIN_LINE_EVERY_S:
             self._last_line = now
             left_s = (total - done) / rate if rate else 0.0
-            self.say(f"{name}: {done}/{total} shards, {rate:.2f} tiles/s, {left_s:.0f} s left")
+            self.say(f"{name}: {done}/{total}, {rate:.2f} {unit}/s, {left_s:.0f} s left")
         return task
 
     def remove(self, task: TaskID | None) -> None:
@@ -120,7 +133,7 @@ class Meter:
         self._done += 1
         self._fresh += not end.reused
         rate = self._fresh / max(1e-6, time.monotonic() - self._started)
-        self._task = self._console.advance(self._name, self._task, self._done, plan.grid.num_shards, rate)
+        self._task = self._console.advance(self._name, self._task, self._done, plan.grid.num_shards, rate, "shards")
 
     def close(self) -> None:
         self._console.remove(self._task)

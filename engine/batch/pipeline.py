@@ -27,7 +27,7 @@ from engine.batch.attempts import MAX_SHARED, Attempts
 from engine.batch.inputs import Item
 from engine.batch.lane import Batch, Event, Lane, Pool, answer
 from engine.batch.scratch import Scratch
-from engine.batch.work import DONE, FAILED, Order, Outcome, Workers, guarded, restore_item
+from engine.batch.work import DONE, FAILED, Drawn, Order, Outcome, Workers, guarded, restore_item
 from engine.errors import BatchStalled, InputError, PlanError, ProcessDied, TooFewCpus, TooFewGpus
 from engine.failpoints import hit
 from engine.geometry import ceil_div
@@ -251,6 +251,7 @@ class _Large:
     num_shards: int
     released: int = 0
     in_flight: int = 0
+    drawn: int = 0
     attempts: int = 1
     failure: Outcome | None = None
 
@@ -262,9 +263,9 @@ class _Large:
 class Pipeline:
     """One batch on the cluster that this process is connected to."""
 
-    def __init__(self, order: Order, workers: Workers) -> None:
+    def __init__(self, order: Order, workers: Workers, drawn: Drawn | None = None) -> None:
         check_cluster(workers)
-        self._order, self._workers = order, workers
+        self._order, self._workers, self._told = order, workers, drawn
         self._outbox: queue.Queue[Event | Outcome] = queue.Queue()
         self._tiles = Pool(workers.count, LANE_CPUS, WORKER_BYTES, workers.gpu_share)
         self._lanes: dict[str, Lane] = {}
@@ -386,6 +387,9 @@ class Pipeline:
         picture = next(large for large in self._open if large.item == run.item)
         picture.in_flight -= 1
         picture.attempts = max(picture.attempts, outcome.attempts)
+        picture.drawn += outcome.shards_done
+        if self._told is not None:
+            self._told(run.item.name, picture.drawn, picture.num_shards)
         if outcome.status != DONE:
             picture.failure = outcome
         if picture.in_flight == 0 and not picture.has_more:

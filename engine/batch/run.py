@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.batch.inputs import Item
-from engine.batch.work import DONE, REFUSED, Order, Outcome, Workers, restore_item, stored_receipt
+from engine.batch.work import DONE, REFUSED, Drawn, Order, Outcome, Workers, restore_item, stored_receipt
 from engine.errors import OutputBusy, PlanError, ProcessDied
 from engine.outputs import BATCH, batch_lock
 from engine.restoration import Progress, Restorer
@@ -32,11 +32,13 @@ def restore_all(
     workers: Workers | None = None,
     retry_failed: bool = False,
     progress: Progress | None = None,
+    drawn: Drawn | None = None,
 ) -> Iterator[Outcome]:
     """Restores every item and yields how it ended, in no order; what has ended before is looked up and yielded too.
 
-    Without workers it restores here with `restorer`, one after another, and tells `progress` of each shard: one picture
-    leaves no catalog, and neither do outputs on an object store, where each picture's pointer says what is finished.
+    Without workers it restores here with `restorer`, one after another, and tells `progress` of each shard; workers tell
+    `drawn`. One picture without workers leaves no catalog, and neither do outputs on an object store, where each
+    picture's pointer says what is finished.
     Raises OutputBusy while another batch is at work on the same output, PlanError for workers with such outputs.
     """
     if workers is not None and order.remote is not None:
@@ -75,7 +77,7 @@ def restore_all(
                     yield item
 
         catalog = stack.enter_context(CatalogWriter(order.out))
-        for outcome in _restored(stack, pending(), order, restorer, workers, progress):
+        for outcome in _restored(stack, pending(), order, restorer, workers, progress, drawn):
             catalog.add(_row(outcome, facts.pop(outcome.item.name), request_id, order, known.get(outcome.item.name)))
             yield from _drained(looked_up)
             yield outcome
@@ -89,6 +91,7 @@ def _restored(
     restorer: Restorer,
     workers: Workers | None,
     progress: Progress | None,
+    drawn: Drawn | None,
 ) -> Iterator[Outcome]:
     if workers is None:
         for item in items:
@@ -101,7 +104,7 @@ def _restored(
     from engine.batch.pipeline import Pipeline
 
     stack.enter_context(connected(workers))
-    yield from Pipeline(order, workers).run(chain([first], items))
+    yield from Pipeline(order, workers, drawn).run(chain([first], items))
 
 
 def _drained(outcomes: deque[Outcome]) -> Iterator[Outcome]:

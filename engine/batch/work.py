@@ -101,6 +101,10 @@ class Outcome:
     """Whether it had ended before this run."""
 
 
+Drawn = Callable[[str, int, int], None]
+"""Is told how many shards of a large picture are drawn: its name, how many, of how many."""
+
+
 def codes(kind: type[EngineError]) -> set[str]:
     """The reason codes of a kind of error and of all below it."""
     return {kind.code}.union(*(codes(below) for below in kind.__subclasses__()))
