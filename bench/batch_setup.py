@@ -4,6 +4,7 @@ Pictures from seeds; a running `engine restore` that can be ended with all its p
 file of figures.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -100,7 +101,8 @@ def pixels(size: Size, *, seed: int) -> np.ndarray:
 
 @contextmanager
 def workspace() -> Iterator[Path]:
-    """A temporary folder ($TMPDIR says where), removed at the end."""
+    """A temporary folder ($TMPDIR says where), removed at the end, and also when this process is asked to end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="engine-bench-", ignore_cleanup_errors=True) as name:
         yield Path(name)
 
@@ -110,9 +112,9 @@ class Command:
 
     def __init__(self, arguments: Sequence[str | Path], *, environment: Mapping[str, str] | None = None) -> None:
         """`arguments` as behind `engine`; the environment is added to this process's own."""
-        self._files = tempfile.TemporaryDirectory(prefix="engine-command-")
+        self._files = tempfile.TemporaryDirectory(prefix="engine-command-", ignore_cleanup_errors=True)
         self._out, self._err = (Path(self._files.name) / name for name in ("stdout", "stderr"))
-        told = {"PYTHONPATH": str(REPOSITORY), "RAY_worker_niceness": "0", **(environment or {})}
+        told = {"PYTHONPATH": str(REPOSITORY), "RAY_worker_niceness": "0", "TMPDIR": self._files.name}
         self.started = time.monotonic()
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(
@@ -120,9 +122,10 @@ class Command:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                env={**os.environ, **told},
+                env={**os.environ, **told, **(environment or {})},
                 start_new_session=True,
             )
+        atexit.register(self._end)
 
     @property
     def pid(self) -> int:
@@ -160,15 +163,19 @@ class Command:
 
     def kill(self) -> Ended:
         """`kill -9` of the command and all its processes, as when the power fails."""
-        end_all(self.processes)
+        self._end()
         return self._ended(self._process.wait())
+
+    def _end(self) -> None:
+        end_all(self.processes)
 
     def _ended(self, code: int) -> Ended:
         seconds = time.monotonic() - self.started
         until = time.monotonic() + ENDING_S
         while self.processes() and time.monotonic() < until and code >= 0:
             time.sleep(0.05)  # Ray's last processes see that the driver is gone
-        end_all(self.processes)
+        self._end()
+        atexit.unregister(self._end)
         return Ended(code, seconds, self.told(), self._err.read_text(errors="replace"))
 
 
