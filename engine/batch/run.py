@@ -36,8 +36,8 @@ def restore_all(
 ) -> Iterator[Outcome]:
     """Restores every item and yields how it ended, in no order; what has ended before is looked up and yielded too.
 
-    Without workers it restores here with `restorer`, one after another, and tells `progress` of each shard; workers tell
-    `drawn`. One picture without workers leaves no catalog, and neither do outputs on an object store, where each
+    Without workers it restores here with `restorer`, one after another, and tells `progress` of each shard; workers
+    tell `drawn`. One picture without workers leaves no catalog, and neither do outputs on an object store, where each
     picture's pointer says what is finished.
     Raises OutputBusy while another batch is at work on the same output, PlanError for workers with such outputs.
     """
