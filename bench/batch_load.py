@@ -70,7 +70,7 @@ class Sizes:
 
 
 FULL = Sizes(200, 2000, 100, 10_000, 22, (Size(1024, 2560), Size(600, 900)), 200)
-SMALL = Sizes(40, 100, 10, 60, 5, (Size(520, 520),), 6)
+SMALL = Sizes(40, 100, 10, 60, 3, (Size(520, 260),), 6)
 
 
 def main() -> None:

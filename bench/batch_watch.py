@@ -35,6 +35,7 @@ def share_token() -> None:
     Ray reads it when it is imported, so that is left to `Store`.
     """
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ["GRPC_VERBOSITY"] = "ERROR"  # a cluster that is taken down is no news
 
 
 class Watch:
