@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
-from batch_setup import Picture, make_pictures, record, workspace
+from _batch_setup import Picture, make_pictures, record, workspace
 
 from engine.batch import pipeline
 from engine.batch.inputs import Item

@@ -27,7 +27,7 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
-from batch_setup import (
+from _batch_setup import (
     REPOSITORY,
     TILE_ACTOR,
     Command,

@@ -23,8 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from batch_inputs import SMALL_PX, Fates, mixed, small
-from batch_setup import (
+from _batch_inputs import SMALL_PX, Fates, mixed, small
+from _batch_setup import (
     Command,
     Ended,
     Picture,
@@ -36,7 +36,7 @@ from batch_setup import (
     spread,
     workspace,
 )
-from batch_watch import WORKERS, Watch, share_token
+from _batch_watch import WORKERS, Watch, share_token
 
 from engine.batch.catalog import read_catalog
 from engine.batch.work import DONE

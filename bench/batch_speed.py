@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-from batch_setup import Picture, make_pictures, record, spread, workspace
+from _batch_setup import Picture, make_pictures, record, spread, workspace
 
 from engine.batch.inputs import Item, find_inputs
 from engine.batch.run import restore_all

@@ -91,9 +91,12 @@ class Lane:
         self._taken.append(event.number)
         return self.in_flight.pop(event.number)
 
-    def close(self) -> None:
-        """Ends the stream when what is in the line is done, and takes the pool down."""
+    def end(self) -> None:
+        """Ends the stream when what is in the line is done; Ray Data then takes the pool down."""
         self._feed.put.remote(None, [])
+
+    def join(self) -> None:
+        """Waits for that, not for ever."""
         self._follower.join(CLOSING_S)
 
     def abort(self) -> None:

@@ -292,7 +292,9 @@ class Pipeline:
                 self._release()
                 if not more and not self._busy():
                     for lane in self._lanes.values():
-                        lane.close()
+                        lane.end()
+                    for lane in self._lanes.values():
+                        lane.join()
                     return
                 yield from self._next_event()
         except BaseException:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from batch_setup import Command, Ended, command_line
+from _batch_setup import Command, Ended, command_line
 
 ROLES = {
     "TileActor": "tile actor",

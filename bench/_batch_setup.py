@@ -159,6 +159,9 @@ class Command:
         except subprocess.TimeoutExpired:
             self.kill()
             raise SystemExit(f"not ended after {timeout_s:g} s: {self._err.read_text()[-4000:]}") from None
+        except BaseException:
+            self.kill()
+            raise
         return self._ended(code)
 
     def kill(self) -> Ended:

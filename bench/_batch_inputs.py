@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
-from batch_setup import pixels
+from _batch_setup import pixels
 from numpy.typing import NDArray
 
 from engine.geometry import Size
