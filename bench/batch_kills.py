@@ -340,8 +340,8 @@ class Nodes:
         there = {"TMPDIR": self._files.name, "RAY_TMPDIR": self._files.name, "RAY_worker_niceness": "0"}
         os.environ.update({**environment, **there})  # Ray's processes inherit it
         common: dict[str, Any] = {"object_store_memory": 128 << 20, "include_dashboard": False}
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **common})
-        self.others = [self.cluster.add_node(num_cpus=2, object_store_memory=128 << 20) for _ in range(2)]
+        self.cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **common})
+        self.others: list[Any] = [self.cluster.add_node(num_cpus=2, object_store_memory=128 << 20) for _ in range(2)]
         self.cluster.wait_for_nodes()
 
     @property
@@ -589,7 +589,7 @@ def s3(work: Work) -> dict[str, Any]:
     differ = lost = drawn_again = 0
     with s3_proxy() as proxy:
         os.environ.update(proxy.environment)
-        ThreadingHTTPServer.handle_error = lambda *_: None  # a killed client hangs up, and that is no news
+        ThreadingHTTPServer.handle_error = unmoved
         tags = iter(range(1_000_000))
 
         def job() -> Job:
@@ -641,6 +641,10 @@ def s3(work: Work) -> dict[str, Any]:
         "recorded_and_drawn_again": drawn_again,
         "holds": not (differ or lost or drawn_again) and struck > 0,
     }
+
+
+def unmoved(*_: object, **__: object) -> None:
+    """A killed client hangs up, and that is no news of a server."""
 
 
 def stored(job: Job) -> dict[str, str]:
