@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,11 +100,15 @@ def pixels(size: Size, *, seed: int) -> np.ndarray:
 
 
 @contextmanager
-def workspace() -> Iterator[Path]:
+def workspace() -> Generator[Path]:
     """A temporary folder ($TMPDIR says where), removed at the end, and also when this process is asked to end."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _leave)
     with tempfile.TemporaryDirectory(prefix="engine-bench-", ignore_cleanup_errors=True) as name:
         yield Path(name)
+
+
+def _leave(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 class Command:
@@ -264,7 +268,7 @@ def spread(values: Sequence[float], *, digits: int = 3) -> dict[str, Any]:
 def record(key: str, figures: Mapping[str, Any]) -> None:
     """Stores the figures under a key, with the command that made them and on what."""
     RESULTS.parent.mkdir(exist_ok=True)
-    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    stored: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     stored[key] = {
         "command": " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "cpus": len(os.sched_getaffinity(0)),

@@ -1,11 +1,11 @@
 """A batch leaves the same bytes, whatever is killed on the way.
 
-    python bench/batch_kills.py [workers|driver|node|zombie|stopped|two|s3 ...] [--seeds N] [--trial]
+    python bench/batch_kills.py [workers|driver|node|zombie|stopped|two|s3 ...] [--seeds N] [--every S] [--trial]
 
-workers: SIGKILL of a random tile actor every 5 s. driver: `kill -9` of all processes at 20 points, then the same
-command. node: one of three nodes is removed. zombie: a node stops (SIGSTOP) with a shard drawn and not stored; it wakes
-when another has drawn that shard, or when the job has ended. stopped: a tile actor alone stops, and the watchdog has to
-see it. two: two drivers on one output. s3: outputs on an object store (moto), killed and with lost answers.
+workers: SIGKILL of a random tile actor every 5 s (`--every`). driver: `kill -9` of all processes at 20 points, then the
+same command. node: one of three nodes is removed. zombie: a node stops (SIGSTOP) with a shard drawn and not stored; it
+wakes when another has drawn that shard, or when the job has ended. stopped: a tile actor alone stops, and the watchdog
+has to see it. two: two drivers on one output. s3: outputs on an object store (moto), killed and with lost answers.
 
 Each is compared with a run that nothing disturbs. `bench/noting` tells which shards were drawn, by which process; the
 records of a canvas tell which were finished. `--trial`: a job of a few shards, to try the script; nothing is recorded.
@@ -20,10 +20,10 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
@@ -62,7 +62,6 @@ SCALE = 16
 STRIP_H_PX, SHARD_PX, SINGLE_PX = 24, 128, 32
 """In input pixels: a strip's height, a shard's side, and the longest side that is one shard without a pyramid."""
 WORKERS = 2
-KILL_EVERY_S = 5.0
 NUM_POINTS = 20
 LONGEST_S = 3600.0
 WAKING_S = 10.0
@@ -87,6 +86,7 @@ class Work:
     workers: int = WORKERS
     seeds: int = 3
     is_trial: bool = False
+    kill_every_s: float = 5.0
     tags: Iterator[int] = field(default_factory=lambda: iter(range(1_000_000)))
 
     def make(self, *, strips: int, strip_shards: int, small: int) -> int:
@@ -163,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", metavar="|".join(MEASURED), help="all where none is given")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between kills of workers")
     parser.add_argument("--trial", action="store_true")
     options = parser.parse_args()
     if unknown := set(options.what) - MEASURED.keys():
@@ -170,7 +171,9 @@ def main() -> None:
     good = True
     for name in options.what or MEASURED:
         with workspace() as folder:
-            figures = MEASURED[name](Work(folder, seeds=options.seeds, is_trial=options.trial))
+            figures = MEASURED[name](
+                Work(folder, seeds=options.seeds, is_trial=options.trial, kill_every_s=options.every)
+            )
         good &= figures["holds"]
         for key, value in figures.items():
             print(f"{name:8} {key:28} {value}", flush=True)
@@ -208,7 +211,7 @@ def workers(work: Work) -> dict[str, Any]:
     for seed in range(work.seeds):
         job = work.job()
         command = job.start()
-        kills.append(kill_actors(command, random.Random(seed)))
+        kills.append(kill_actors(command, random.Random(seed), every_s=work.kill_every_s))
         ended = command.wait(timeout_s=LONGEST_S).checked()
         bad["files_that_differ"] += len(differing(job.found(), expected))
         for name, value in told_wrong(ended, count).items():
@@ -225,6 +228,7 @@ def workers(work: Work) -> dict[str, Any]:
         "shards": len(shards),
         "undisturbed_s": round(first.seconds, 1),
         "undisturbed_drawn_again": len(calm.begun()) - len(set(calm.begun())),
+        "kill_every_s": work.kill_every_s,
         "kills": kills,
         "share_drawn_again": spread(again, digits=4),
         "time_ratio": spread(ratios),
@@ -234,16 +238,16 @@ def workers(work: Work) -> dict[str, Any]:
     }
 
 
-def kill_actors(command: Command, chance: random.Random) -> int:
+def kill_actors(command: Command, chance: random.Random, *, every_s: float) -> int:
     """Kills a random tile actor every so often until the command ends; how many."""
     kills = 0
     while not command.tile_actors() and command.is_running:
         time.sleep(0.1)
-    due = time.monotonic() + KILL_EVERY_S
+    due = time.monotonic() + every_s
     while command.is_running:
         time.sleep(0.05)
         if time.monotonic() >= due:
-            due += KILL_EVERY_S
+            due += every_s
             actors = command.tile_actors()
             if actors:
                 with suppress(psutil.NoSuchProcess):
@@ -332,10 +336,12 @@ class Nodes:
 
         self._before = {process.pid for process in psutil.Process().children(recursive=True)}
         self._seen: dict[int, psutil.Process] = {}
-        os.environ.update(environment | {"RAY_worker_niceness": "0"})  # Ray's processes inherit it
+        self._files = TemporaryDirectory(prefix="n-", ignore_cleanup_errors=True)  # short: sockets lie below it
+        there = {"TMPDIR": self._files.name, "RAY_TMPDIR": self._files.name, "RAY_worker_niceness": "0"}
+        os.environ.update({**environment, **there})  # Ray's processes inherit it
         common: dict[str, Any] = {"object_store_memory": 128 << 20, "include_dashboard": False}
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **common})
-        self.others = [self.cluster.add_node(num_cpus=2, object_store_memory=128 << 20) for _ in range(2)]
+        self.cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **common})
+        self.others: list[Any] = [self.cluster.add_node(num_cpus=2, object_store_memory=128 << 20) for _ in range(2)]
         self.cluster.wait_for_nodes()
 
     @property
@@ -363,16 +369,20 @@ class Nodes:
         for process in self._seen.values():
             with suppress(psutil.Error):
                 process.wait(1)
+        self.cluster.shutdown()  # for what Ray remembers in this process
+        self._files.cleanup()
 
 
 @contextmanager
 def nodes(job: Job) -> Generator[Nodes]:
     before = dict(os.environ)
-    made = Nodes(job.told_environment)
     try:
-        yield made
+        made = Nodes(job.told_environment)
+        try:
+            yield made
+        finally:
+            made.end()
     finally:
-        made.end()
         os.environ.clear()
         os.environ.update(before)
 
@@ -575,11 +585,11 @@ def s3(work: Work) -> dict[str, Any]:
     from tests.faults.s3_proxy import BUCKET, s3_proxy
 
     count = work.make(**({**SMALL, "small": 3} if work.is_trial else {"strips": 2, "strip_shards": 6, "small": 10}))
-    work = Work(work.folder, 0, work.seeds, work.is_trial)  # outputs on an object store take one process
+    work = replace(work, workers=0)  # outputs on an object store take one process
     differ = lost = drawn_again = 0
     with s3_proxy() as proxy:
         os.environ.update(proxy.environment)
-        ThreadingHTTPServer.handle_error = lambda *_: None  # a killed client hangs up, and that is no news
+        ThreadingHTTPServer.handle_error = unmoved
         tags = iter(range(1_000_000))
 
         def job() -> Job:
@@ -631,6 +641,10 @@ def s3(work: Work) -> dict[str, Any]:
         "recorded_and_drawn_again": drawn_again,
         "holds": not (differ or lost or drawn_again) and struck > 0,
     }
+
+
+def unmoved(*_: object, **__: object) -> None:
+    """A killed client hangs up, and that is no news of a server."""
 
 
 def stored(job: Job) -> dict[str, str]:
