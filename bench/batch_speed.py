@@ -35,7 +35,7 @@ def main() -> None:
     ways: dict[str, Callable[[list[Item], Order], Iterator[float]]] = {"bare": bare, "workers": with_workers}
     with workspace() as folder:
         pictures = [
-            Picture(f"{n:04}.png", Size(300 + 7 * (n % 40), 400), masked=n % 2 == 0) for n in range(options.pictures)
+            Picture(f"{n:04}.png", Size(300 + 7 * (n % 40), 400), masked=n % 4 < 2) for n in range(options.pictures)
         ]
         make_pictures(folder / "in", pictures, seed=0, masks=folder / "masks")
         items = list(find_inputs([str(folder / "in")], out=None, mask=str(folder / "masks")))
