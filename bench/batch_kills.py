@@ -57,10 +57,10 @@ from engine.tiling.ledger import keys_in
 if TYPE_CHECKING:
     from engine.objects import Prefix
 
-SCALE = 16
-"""The largest: drawing takes the least per pixel, and a strip of 24 px gives a row of shards."""
-STRIP_H_PX, SHARD_PX, SINGLE_PX = 24, 128, 32
-"""In input pixels: a strip's height, a shard's side, and the longest side that is one shard without a pyramid."""
+SCALE = 1
+"""Every pixel outside of holes is kept: most of the time goes into reading, storing and recording."""
+LARGE_PX, SINGLE_PX = 4096, 256
+"""A large picture's side (5 shards with its pyramid), and the longest side of a small one."""
 WORKERS = 2
 NUM_POINTS = 20
 LONGEST_S = 3600.0
@@ -89,13 +89,12 @@ class Work:
     kill_every_s: float = 5.0
     tags: Iterator[int] = field(default_factory=lambda: iter(range(1_000_000)))
 
-    def make(self, *, strips: int, strip_shards: int, small: int) -> int:
-        """Every second picture has holes. How many pictures."""
+    def make(self, *, large: int, small: int) -> int:
+        """Every eighth large picture is three times as wide; every second small one has holes. How many pictures."""
         side = random.Random(0)
-        pictures = [
-            Picture(f"strips/{n}.png", Size(STRIP_H_PX, SHARD_PX * strip_shards), n % 2 == 1) for n in range(strips)
-        ]
-        sizes = [Size(side.randint(16, SINGLE_PX), side.randint(16, SINGLE_PX)) for _ in range(small)]
+        widths = [LARGE_PX * (3 if n % 8 == 0 else 1) for n in range(large)]
+        pictures = [Picture(f"large/{n}.png", Size(LARGE_PX, width)) for n, width in enumerate(widths)]
+        sizes = [Size(side.randint(64, SINGLE_PX), side.randint(64, SINGLE_PX)) for _ in range(small)]
         suffixes = ("png", "jpg", "tif")
         pictures += [Picture(f"small/{n}.{suffixes[n % 3]}", size, n % 2 == 1) for n, size in enumerate(sizes)]
         return make_pictures(self.folder / "in", pictures, seed=0, masks=self.folder / "masks")
@@ -200,7 +199,7 @@ def undisturbed(work: Work) -> tuple[Job, Ended]:
 
 
 def workers(work: Work) -> dict[str, Any]:
-    count = work.make(**(SMALL if work.is_trial else {"strips": 12, "strip_shards": 16, "small": 128}))
+    count = work.make(**(SMALL if work.is_trial else {"large": 68, "small": 64}))
     calm, first = undisturbed(work)
     expected, shards = calm.found(), calm.recorded()
     seconds: list[float] = []
@@ -260,7 +259,7 @@ def kill_actors(command: Command, chance: random.Random, *, every_s: float) -> i
 
 
 def driver(work: Work) -> dict[str, Any]:
-    count = work.make(**(SMALL if work.is_trial else {"strips": 4, "strip_shards": 8, "small": 40}))
+    count = work.make(**(SMALL if work.is_trial else {"large": 8, "small": 24}))
     calm, first = undisturbed(work)
     expected, total = calm.found(), len(calm.recorded())
     chance = random.Random(0)
@@ -314,7 +313,7 @@ def look_up(work: Work, job: Job, total: int) -> dict[str, Any]:
         assert all(outcome.looked_up for outcome in restore_all(items, order, restorer))
         finished.append((time.perf_counter() - started) / total * 1000)
         started, count = time.perf_counter(), 0
-        for path in sorted((job.out / "strips").glob("*.zarr")):
+        for path in sorted((job.out / "large").glob("*.zarr")):
             with Canvas.load(path) as canvas:
                 count += sum(end.reused for end in run(canvas, canvas.grid.all_keys(), never))
         resumed.append((time.perf_counter() - started) / count * 1000)
@@ -388,7 +387,7 @@ def nodes(job: Job) -> Generator[Nodes]:
 
 
 def node(work: Work) -> dict[str, Any]:
-    count = work.make(**(SMALL if work.is_trial else {"strips": 6, "strip_shards": 16, "small": 60}))
+    count = work.make(**(SMALL if work.is_trial else {"large": 20, "small": 40}))
     calm, first = undisturbed(work)
     expected, total = calm.found(), len(calm.recorded())
     differ = lost = blamed = on_lost_node = 0
@@ -433,7 +432,7 @@ def node(work: Work) -> dict[str, Any]:
 
 
 def zombie(work: Work) -> dict[str, Any]:
-    count = work.make(**(SMALL if work.is_trial else {"strips": 6, "strip_shards": 16, "small": 60}))
+    count = work.make(**(SMALL if work.is_trial else {"large": 20, "small": 40}))
     calm, first = undisturbed(work)
     expected, total = calm.found(), len(calm.recorded())
     differ = lost = blamed = taken_over = after_waking = 0
@@ -584,7 +583,7 @@ def s3(work: Work) -> dict[str, Any]:
     from engine.objects import Prefix
     from tests.faults.s3_proxy import BUCKET, s3_proxy
 
-    count = work.make(**({**SMALL, "small": 3} if work.is_trial else {"strips": 2, "strip_shards": 6, "small": 10}))
+    count = work.make(**({**SMALL, "small": 3} if work.is_trial else {"large": 2, "small": 8}))
     work = replace(work, workers=0)  # outputs on an object store take one process
     differ = lost = drawn_again = 0
     with s3_proxy() as proxy:
@@ -685,7 +684,7 @@ def recorded_remotely(job: Job) -> set[tuple[str, str]]:
     return found
 
 
-SMALL = {"strips": 2, "strip_shards": 3, "small": 6}
+SMALL = {"large": 4, "small": 8}
 MEASURED: dict[str, Callable[[Work], dict[str, Any]]] = {
     "workers": workers,
     "driver": driver,
