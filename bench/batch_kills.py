@@ -199,7 +199,7 @@ def undisturbed(work: Work) -> tuple[Job, Ended]:
 
 
 def workers(work: Work) -> dict[str, Any]:
-    count = work.make(**(SMALL if work.is_trial else {"large": 68, "small": 64}))
+    count = work.make(**(SMALL if work.is_trial else {"large": 52, "small": 48}))
     calm, first = undisturbed(work)
     expected, shards = calm.found(), calm.recorded()
     seconds: list[float] = []

@@ -134,6 +134,11 @@ def in_child(
     raise value
 
 
+def ready() -> None:
+    """Starts the server that the first call would start; forks of this process then use it, too."""
+    in_child(os.getpid, subject=Path())
+
+
 def _timeout(subject: Path, limits: Limits) -> InputError:
     return DecoderTimeout(
         f"{subject}: not read after {limits.timeout_s:g} s, which is the limit. Save it anew with another program, or "

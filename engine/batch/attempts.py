@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -37,16 +37,13 @@ class Attempts:
         """The picture has ended, well or not: nothing is held against it any more."""
         shutil.rmtree(self._of(name), ignore_errors=True)
 
-    def deaths(self, name: str, *, living: Callable[[], Collection[str]]) -> int:
-        """How many processes died at work on a picture, on nodes that are `living`; these are asked for if need be."""
-        nodes: list[str] = []
+    def deaths(self, name: str, *, living: Collection[str]) -> int:
+        """How many processes died at work on a picture, on nodes that are alive."""
+        count = 0
         for path in self._of(name).glob("*.json"):
             with suppress(OSError, ValueError):
-                nodes.append(json.loads(path.read_bytes())["node"])
-        if not nodes:
-            return 0
-        alive = living()
-        return sum(node in alive for node in nodes)
+                count += json.loads(path.read_bytes())["node"] in living
+        return count
 
     def _of(self, name: str) -> Path:
         return self._folder / hashlib.sha256(os.fsencode(name)).hexdigest()[:32]

@@ -10,33 +10,26 @@ output folder (receipts, records, intents): killed anywhere, the same command go
 """
 
 import logging
+import pickle
 import queue
-import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, WorkerCrashedError
+from ray import cloudpickle
 
-from engine.batch.attempts import MAX_SHARED, Attempts
+from engine.batch.actors import Preparer, TileActor, finish
 from engine.batch.inputs import Item
-from engine.batch.lane import Batch, Event, Lane, Pool, answer
-from engine.batch.scratch import Scratch
-from engine.batch.work import DONE, FAILED, Drawn, Order, Outcome, Workers, guarded, restore_item
-from engine.errors import BatchStalled, InputError, PlanError, ProcessDied, TooFewCpus, TooFewGpus
-from engine.failpoints import hit
+from engine.batch.lane import Event, Lane, Pool
+from engine.batch.nursery import LostChildError
+from engine.batch.tiles import Bundle, Prepared, Preparing, Restoring, Run
+from engine.batch.work import DONE, FAILED, Drawn, Order, Outcome, Workers
+from engine.errors import BatchStalled, PlanError, ProcessDied, TooFewCpus, TooFewGpus
 from engine.geometry import ceil_div
-from engine.image import ImageInfo
-from engine.isolate import probe_in_child, probe_many_in_child
-from engine.outputs import BATCH
-from engine.planning import output_size
-from engine.restoration import Part
-from engine.tiling.grid import Grid
 
 log = logging.getLogger(__name__)
 
@@ -54,31 +47,6 @@ WORKERS_PER_PREPARER = 16
 MAX_RESTARTS = 3
 STARTING_S = 300.0
 """What a busy cluster may take to start a process anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """Small pictures."""
-
-    items: tuple[Item, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Shards `first` to `last - 1` of a large picture, in drawing order."""
-
-    item: Item
-    first: int
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A picture that can be restored; one of a single shard is not begun yet."""
-
-    item: Item
-    num_pixels: int
-    num_shards: int
 
 
 def preparers(workers: int) -> int:
@@ -101,146 +69,11 @@ def _check_there(kind: str, needed: float, error: type[PlanError], who: str) -> 
         raise error(f"{who} need {needed:g} {kind}s of the cluster, it has {there:g}; give fewer, or add nodes")
 
 
-class Preparer:
-    """Tells small pictures from large ones by their headers, and begins the large ones. Loads no network."""
-
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        self._restorer = order.restorer(threads=1)
-
-    def __call__(self, batch: Batch) -> Batch:
-        return answer(batch, self._prepare)
-
-    def _prepare(self, bundle: Bundle) -> list[Prepared]:
-        order = self._order
-        near = [item for item in bundle.items if not item.is_remote]
-        infos = probe_many_in_child(
-            [Path(item.image) for item in near], max_pixels=order.max_pixels, page=order.request.page
-        )
-        probed = {item.name: info for item, info in zip(near, infos, strict=True)}
-        return [self._look(item, probed.get(item.name)) for item in bundle.items]
-
-    def _look(self, item: Item, probed: ImageInfo | InputError | None) -> Prepared:
-        def look() -> Prepared:
-            if isinstance(probed, InputError):
-                raise probed
-            with item.local() as local:
-                job, request = self._order.job(local), self._order.request
-                info = probed or probe_in_child(job.image, max_pixels=job.max_pixels, page=request.page)
-                size = output_size(request, info.size)
-                num_shards = Grid(size).num_shards_of(0)
-                if num_shards > 1 and not self._restorer.lay_out(job, request):
-                    num_shards = 1  # finished, or only to be exported
-            return Prepared(item, size.num_pixels, num_shards)
-
-        found = guarded(item, look)
-        return found if isinstance(found, Prepared) else Prepared(item, 0, 1)  # who restores it, tells what is wrong
+def _made(kind: type, *arguments: object) -> bytes:
+    return cast("bytes", cast("Any", cloudpickle).dumps((kind, arguments)))
 
 
-class TileActor:
-    """Restores bundles and draws runs, one thread each."""
-
-    def __init__(self, order: Order, workers: Workers) -> None:
-        self._order, self._workers = order, workers
-        self._restorer = order.restorer(threads=1)
-        self._attempts = Attempts(order.out / BATCH / "attempts")
-        self._node = ray.get_runtime_context().get_node_id()
-        self._scratch = Scratch()
-        self._part: tuple[str, Part] | None = None
-
-    def __call__(self, batch: Batch) -> Batch:
-        return answer(batch, self._work)
-
-    def __del__(self) -> None:
-        """Ray Data lets go of an actor's object when it ends the pool."""
-        self._scratch.close()
-
-    def _work(self, work: Bundle | Run) -> list[Outcome]:
-        if isinstance(work, Bundle):
-            return [self._attempt(item, None) for item in work.items]
-        return [self._attempt(work.item, work)]
-
-    def _attempt(self, item: Item, run: Run | None) -> Outcome:
-        """One more try; the third, after two deaths, in a process that nothing else shares."""
-        name = item.name if run is None else f"{item.name}\0{run.first}"  # runs of a picture are tried side by side
-        deaths = self._attempts.deaths(name, living=_living_nodes)
-        if deaths >= MAX_SHARED:
-            outcome = guarded(item, lambda: self._alone(item, run))
-        else:
-            self._attempts.begin(name, node=self._node)
-            with _Alarm(self._workers.stall_s):
-                outcome = self.once(item, run)
-        self._attempts.end(name)
-        return replace(outcome, attempts=deaths + 1)
-
-    def once(self, item: Item, run: Run | None) -> Outcome:
-        """Restores a picture, or draws a run of one; no error but those of this program comes out."""
-        if run is None:
-            return restore_item(self._restorer, item, self._order)
-        return guarded(item, lambda: self._draw(run))
-
-    def _draw(self, run: Run) -> Outcome:
-        hit(f"draw {run.item.name}")
-        ends = list(self._opened(run.item).draw(run.first, run.last))
-        reused = sum(end.reused for end in ends)
-        seconds = sum(end.seconds for end in ends)
-        return Outcome(run.item, DONE, seconds=seconds, shards_done=len(ends), shards_reused=reused)
-
-    def _opened(self, item: Item) -> Part:
-        """Runs of one picture follow each other: it is decoded once."""
-        if self._part is None or self._part[0] != item.name:
-            self._part = None
-            self._scratch.clear()
-            job = self._order.job(item.fetched(self._scratch.path))
-            self._part = (item.name, Part(self._restorer, job, self._order.request, self._scratch.path))
-        return self._part[1]
-
-    def _alone(self, item: Item, run: Run | None) -> Outcome:
-        task = _try_alone.options(num_cpus=0, num_gpus=self._workers.gpu_share).remote(
-            self._order, self._workers, item, run
-        )
-        try:
-            return ray.get(task, timeout=self._workers.stall_s)
-        except WorkerCrashedError as error:
-            raise ProcessDied(
-                f"{item.image}: the process that restores it has died {MAX_SHARED + 1} times, at last with nothing "
-                "else in it; leave it out, or report it"
-            ) from error
-        except OutOfMemoryError as error:
-            raise ProcessDied(f"{item.image}: takes more memory than the node has ({error}); leave it out") from error
-        except GetTimeoutError as error:
-            ray.cancel(task, force=True)
-            raise ProcessDied(
-                f"{item.image}: not restored after {self._workers.stall_s:g} s, alone in its process; leave it out"
-            ) from error
-
-
-def _living_nodes() -> set[str]:
-    return {node["NodeID"] for node in cast("list[dict[str, Any]]", ray.nodes()) if node["Alive"]}
-
-
-class _Alarm:
-    """Ends this process when it is at one picture for too long: even a loop in C cannot hold it up."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def __enter__(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, self._seconds)  # the default action of SIGALRM ends the process
-
-    def __exit__(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-@ray.remote(max_retries=0)
-def _try_alone(order: Order, workers: Workers, item: Item, run: Run | None) -> Outcome:
-    return TileActor(order, workers).once(item, run)
-
-
-@ray.remote(max_retries=3, num_cpus=LANE_CPUS)
-def _finish(order: Order, item: Item) -> Outcome:
-    """Pyramid, exports, receipt and name of a picture whose shards are drawn: the way of any resumed picture."""
-    return restore_item(order.restorer(threads=1), item, order)
+_finish = cast("Any", ray.remote)(max_retries=3, retry_exceptions=[LostChildError], num_cpus=LANE_CPUS)(finish)
 
 
 @dataclass(slots=True)
@@ -320,13 +153,12 @@ class Pipeline:
     def _lane(self, name: str) -> Lane:
         """The lane of this name, opened when it is asked for first."""
         if name not in self._lanes:
-            arguments: dict[str, object] = {"order": self._order}
             if name == "prepare":
                 pool = Pool(self._preparers, PREPARER_CPUS, WORKER_BYTES // 2)
-                self._lanes[name] = Lane(name, Preparer, arguments, pool, self._outbox)
+                self._lanes[name] = Lane(name, Preparer, _made(Preparing, self._order), pool, self._outbox)
             else:
-                arguments["workers"] = self._workers
-                self._lanes[name] = Lane(name, TileActor, arguments, self._tiles, self._outbox)
+                made = _made(Restoring, self._order, self._workers)
+                self._lanes[name] = Lane(name, TileActor, made, self._tiles, self._outbox)
         return self._lanes[name]
 
     def _release(self) -> None:
@@ -404,12 +236,13 @@ class Pipeline:
     def _submit(self, picture: _Large) -> None:
         item = picture.item
         self._finishing[item.name] = picture.attempts
-        task = _finish.options(memory=WORKER_BYTES, num_gpus=self._workers.gpu_share).remote(self._order, item)
+        body = pickle.dumps((self._order, item))
+        task = _finish.options(memory=WORKER_BYTES, num_gpus=self._workers.gpu_share).remote(body)
 
-        def told(future: "Future[Outcome]") -> None:
+        def told(future: "Future[bytes]") -> None:
             error = future.exception()
-            died = f"{item.image}: the task that finishes it has died ({error}); run the same command again"
-            self._outbox.put(Outcome(item, FAILED, ProcessDied.code, died) if error else future.result())
+            died = f"{item.image}: the process that finishes it has died ({error}); run the same command again"
+            self._outbox.put(Outcome(item, FAILED, ProcessDied.code, died) if error else pickle.loads(future.result()))
 
         task.future().add_done_callback(told)
 

@@ -1,0 +1,70 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+"""The actors of a batch, as Ray sees them: small, and soon there again when killed.
+
+Their work is done by children of the machine's nursery, which have the network's libraries loaded.
+"""
+
+import os
+from typing import Any, cast
+
+import ray
+
+from engine.batch.lane import Batch, answer
+from engine.batch.nursery import Child, LostChildError, folder_of
+
+MOST_DEATHS = 100
+"""Of children at one work: pictures that kill are put aside before."""
+
+
+class Forwarder:
+    """Has a child do each work, and a new one where it has died."""
+
+    def __init__(self, made: bytes) -> None:
+        """`made`: see `engine.batch.tiles.make`."""
+        self._made = made
+        self._child = self._born()
+
+    def __call__(self, batch: Batch) -> Batch:
+        return answer(batch, self._act)
+
+    def _act(self, row: bytes) -> bytes:
+        living = {node["NodeID"] for node in cast("list[dict[str, Any]]", ray.nodes()) if node["Alive"]}
+        for _ in range(MOST_DEATHS):
+            try:
+                return self._child.ask("engine.batch.tiles:act", row, living)
+            except LostChildError:
+                self._child.close()
+                self._child = self._born()
+        raise RuntimeError(f"{MOST_DEATHS} processes have died at one work")
+
+    def _born(self) -> Child:
+        child = born()
+        child.ask("engine.batch.tiles:make", self._made, _node(), str(folder_of(_node())))
+        return child
+
+
+class Preparer(Forwarder):
+    """Looks at pictures, see `engine.batch.tiles.Preparing`."""
+
+
+class TileActor(Forwarder):
+    """Restores pictures and draws parts of them, see `engine.batch.tiles.Restoring`."""
+
+
+def finish(body: bytes) -> bytes:
+    """As `engine.batch.tiles.finish`. Raises LostChildError."""
+    child = born()
+    try:
+        return child.ask("engine.batch.tiles:finish", body)
+    finally:
+        child.close()
+
+
+def born() -> Child:
+    """A child of this machine's nursery, that sees the GPUs which Ray has given to this process."""
+    seen = {name: value for name in ("CUDA_VISIBLE_DEVICES",) if (value := os.environ.get(name)) is not None}
+    return Child(folder_of(_node()), seen)
+
+
+def _node() -> str:
+    return ray.get_runtime_context().get_node_id()

@@ -1,0 +1,139 @@
+"""Children of a nursery: born quickly, alone at work, and dead as soon as nobody waits for them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.batch import nursery
+from engine.batch.nursery import Child, LostChildError, folder_of
+from engine.errors import StorageError
+
+
+@pytest.fixture
+def home(tmp_path) -> Iterator[Path]:
+    """A server's folder; the server ends by itself, or with the children that a test has left."""
+    folder = tmp_path / "nursery"
+    folder.mkdir(mode=0o700)
+    yield folder
+    for process in psutil.process_iter():
+        if any(str(folder) in part for part in command_line(process)):
+            process.kill()
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def ended(pid: int, *, within_s: float = 10) -> bool:
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        if not psutil.pid_exists(pid):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_children_answer_raise_die_and_are_replaced(home):
+    first, second = Child(home), Child(home)
+    pids = {first.ask("os:getpid"), second.ask("os:getpid")}
+    assert len(pids) == 2
+    assert not pids & {os.getpid()}
+    with pytest.raises(ZeroDivisionError):
+        first.ask("operator:truediv", 1, 0)
+    assert first.ask("operator:truediv", 6, 3) == 2  # an error of the work is no death
+    loaded = first.ask("builtins:eval", "'torch' in __import__('sys').modules")
+    assert loaded
+    with pytest.raises(LostChildError):
+        first.ask("os:kill", first.ask("os:getpid"), signal.SIGSEGV)
+    with pytest.raises(LostChildError):
+        first.ask("os:getpid")
+    assert second.ask("os:getpid") in pids
+    for child in (first, second):
+        child.close()
+    Child(home, {"ENGINE_NURSERY_TEST": "1"}).close()
+
+
+def test_what_is_told_to_one_child_is_not_told_to_others(home):
+    one, other = Child(home, {"ENGINE_NURSERY_TEST": "one"}), Child(home)
+    assert one.ask("os:getenv", "ENGINE_NURSERY_TEST") == "one"
+    assert other.ask("os:getenv", "ENGINE_NURSERY_TEST") is None
+    one.close()
+    other.close()
+
+
+OWNER = """
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from engine.batch.nursery import Child
+child = Child(Path(sys.argv[1]))
+print(child.ask("os:getpid"), flush=True)
+child.ask("time:sleep" if sys.argv[2] == "sleep" else "builtins:eval", 600 if sys.argv[2] == "sleep" else "9 ** 9 ** 9")
+"""
+
+
+@pytest.mark.parametrize("work", ["sleep", "a loop in C that never lets go"])
+def test_a_child_ends_with_the_process_that_waits_for_it(home, work):
+    Child(home).close()  # the server is there
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(home), work], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        child = int(owner.stdout.readline())
+        time.sleep(0.5)  # it is at work
+        assert psutil.pid_exists(child)
+        owner.send_signal(signal.SIGKILL)
+    assert ended(child)
+
+
+def test_time_out(home):
+    child = Child(home)
+    pid = child.ask("os:getpid")
+    with pytest.raises(TimeoutError):
+        child.ask("time:sleep", 600, timeout_s=0.2)
+    child.close()
+    assert ended(pid)
+
+
+def test_a_server_that_was_killed_is_replaced(home):
+    Child(home).close()
+    (server,) = (process for process in psutil.process_iter() if is_server(process, home))
+    server.kill()
+    assert ended(server.pid)
+    child = Child(home)
+    assert child.ask("operator:add", 1, 1) == 2
+    child.close()
+
+
+def test_a_server_without_children_ends_and_leaves_nothing(home, tmp_path):
+    program = (
+        "from engine.batch import nursery; nursery.IDLE_S = 0.5; nursery._LOADED = 'json'; "
+        f"nursery.serve({str(home)!r})"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    until = time.monotonic() + 30
+    while home.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not home.exists()
+
+
+def is_server(process: psutil.Process, home: Path) -> bool:
+    line = command_line(process)
+    return "-c" in line and any("nursery.serve" in part and str(home) in part for part in line)
+
+
+def test_a_folder_of_somebody_else_is_not_trusted(tmp_path, monkeypatch):
+    monkeypatch.setattr(nursery.tempfile, "tempdir", str(tmp_path))
+    folder = folder_of("a" * 56)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o755)
+    with pytest.raises(StorageError, match="remove it"):
+        folder_of("a" * 56)
