@@ -4,7 +4,6 @@
 Their work is done by children of the machine's nursery, which have the network's libraries loaded.
 """
 
-import os
 from typing import Any, cast
 
 import ray
@@ -38,8 +37,9 @@ class Forwarder:
         raise RuntimeError(f"{MOST_DEATHS} processes have died at one work")
 
     def _born(self) -> Child:
-        child = born()
-        child.ask("engine.batch.tiles:make", self._made, _node(), str(folder_of(_node())))
+        node = ray.get_runtime_context().get_node_id()
+        child = Child(folder_of(node))
+        child.ask("engine.batch.tiles:make", self._made, node, str(folder_of(node)))
         return child
 
 
@@ -53,18 +53,8 @@ class TileActor(Forwarder):
 
 def finish(body: bytes) -> bytes:
     """As `engine.batch.tiles.finish`. Raises LostChildError."""
-    child = born()
+    child = Child(folder_of(ray.get_runtime_context().get_node_id()))
     try:
         return child.ask("engine.batch.tiles:finish", body)
     finally:
         child.close()
-
-
-def born() -> Child:
-    """A child of this machine's nursery, that sees the GPUs which Ray has given to this process."""
-    seen = {name: value for name in ("CUDA_VISIBLE_DEVICES",) if (value := os.environ.get(name)) is not None}
-    return Child(folder_of(_node()), seen)
-
-
-def _node() -> str:
-    return ray.get_runtime_context().get_node_id()

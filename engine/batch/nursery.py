@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
@@ -34,6 +34,8 @@ at_end: list[Callable[[], None]] = []
 """What a child does when its other end hangs up while it waits."""
 
 _LOADED = "engine.batch.tiles"
+_OWN = ("CUDA_VISIBLE_DEVICES",)
+"""Variables that a child has from the process that it works for: Ray gives each its GPUs."""
 _LENGTH = struct.Struct("<Q")
 
 
@@ -44,11 +46,10 @@ class LostChildError(Exception):
 class Child:
     """A process of its own, at work for this one alone."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         """Born by the server of `folder`, which is started where there is none. Raises StorageError."""
         self._connection = _connected(folder)
-        if environment:
-            self.ask("os:environ.update", dict(environment))
+        self.ask("os:environ.update", {name: os.environ[name] for name in _OWN if name in os.environ})
 
     def ask(self, function: str, *arguments: object, timeout_s: float | None = None) -> Any:  # noqa: ANN401
         """What `module:function` says there. Raises LostChildError, TimeoutError, and what the function raises."""

@@ -59,7 +59,7 @@ def check_cluster(workers: Workers) -> None:
     tile_actors = 2 * workers.count
     cpus = (tile_actors + 1) * LANE_CPUS + preparers(workers.count) * PREPARER_CPUS  # 1 more for a task that finishes
     _check_there("CPU", cpus, TooFewCpus, f"{workers.count} workers")
-    gpus = (tile_actors + 2) * workers.gpu_share  # 2 more: one that finishes, and one that is tried alone
+    gpus = (tile_actors + 1) * workers.gpu_share
     _check_there("GPU", gpus, TooFewGpus, f"{workers.count} workers with --gpu-share {workers.gpu_share:g}")
 
 

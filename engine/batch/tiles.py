@@ -1,5 +1,6 @@
-"""What the children of `engine.batch.nursery` do for a batch: look at pictures, restore small ones, draw parts of large
-ones, finish these. Nothing here knows Ray.
+"""What the children of `engine.batch.nursery` do for a batch.
+
+They look at pictures, restore small ones, draw parts of large ones and finish these. Nothing here knows Ray.
 """
 
 import pickle

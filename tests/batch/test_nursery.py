@@ -60,13 +60,14 @@ def test_children_answer_raise_die_and_are_replaced(home):
     assert second.ask("os:getpid") in pids
     for child in (first, second):
         child.close()
-    Child(home, {"ENGINE_NURSERY_TEST": "1"}).close()
 
 
-def test_what_is_told_to_one_child_is_not_told_to_others(home):
-    one, other = Child(home, {"ENGINE_NURSERY_TEST": "one"}), Child(home)
-    assert one.ask("os:getenv", "ENGINE_NURSERY_TEST") == "one"
-    assert other.ask("os:getenv", "ENGINE_NURSERY_TEST") is None
+def test_a_child_sees_the_gpus_of_the_process_that_it_works_for(home, monkeypatch):
+    other = Child(home)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    one = Child(home)
+    assert one.ask("os:getenv", "CUDA_VISIBLE_DEVICES") == "3"
+    assert other.ask("os:getenv", "CUDA_VISIBLE_DEVICES") is None
     one.close()
     other.close()
 

@@ -130,5 +130,5 @@ def test_poison_is_put_aside_and_the_innocent_are_not(cluster, folder, model):
 def test_a_pool_that_would_starve_is_refused(cluster, folder):
     with pytest.raises(TooFewCpus, match=r"9 workers need 9\.75 CPUs of the cluster, it has 4"):
         Pipeline(Order(folder), Workers(9))
-    with pytest.raises(TooFewGpus, match=r"2 workers with --gpu-share 0\.25 need 1\.5 GPUs of the cluster, it has 0"):
+    with pytest.raises(TooFewGpus, match=r"2 workers with --gpu-share 0\.25 need 1\.25 GPUs of the cluster, it has 0"):
         Pipeline(Order(folder), Workers(2, gpu_share=0.25))
