@@ -23,7 +23,6 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-CLOSING_S = 20.0
 _TAKEN = b""
 
 Batch = dict[str, list[Any]]
@@ -94,9 +93,9 @@ class Lane:
         """Ends the stream when what is in the line is done; Ray Data then takes the pool down."""
         self._feed.put.remote(None, [])
 
-    def join(self) -> None:
-        """Waits for that, not for ever."""
-        self._follower.join(CLOSING_S)
+    def join(self, timeout_s: float) -> None:
+        """Waits for that, so long at most: Ray ends with this process what is left."""
+        self._follower.join(timeout_s)
 
     def abort(self) -> None:
         """Ends the stream as it is: its read task fails, and Ray Data takes the pool down."""

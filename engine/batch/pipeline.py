@@ -12,6 +12,7 @@ output folder (receipts, records, intents): killed anywhere, the same command go
 import logging
 import pickle
 import queue
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -45,6 +46,7 @@ LANE_CPUS = 0.5
 PREPARER_CPUS = 0.25
 WORKERS_PER_PREPARER = 16
 MAX_RESTARTS = 3
+CLOSING_S = 5.0
 STARTING_S = 300.0
 """What a busy cluster may take to start a process anew."""
 
@@ -126,8 +128,9 @@ class Pipeline:
                 if not more and not self._busy():
                     for lane in self._lanes.values():
                         lane.end()
+                    until = time.monotonic() + CLOSING_S
                     for lane in self._lanes.values():
-                        lane.join()
+                        lane.join(max(0.0, until - time.monotonic()))
                     return
                 yield from self._next_event()
         except BaseException:
