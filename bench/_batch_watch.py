@@ -16,6 +16,7 @@ import psutil
 from _batch_setup import Command, Ended, command_line
 
 ROLES = {
+    "nursery.serve": "child",
     "TileActor": "tile actor",
     "Preparer": "preparer",
     "_Feed": "feed",
@@ -26,7 +27,7 @@ ROLES = {
 }
 """By a part of the command line, the first that fits; all other processes are Ray's own."""
 OWN = "ray's own"
-WORKERS = ("tile actor", "preparer", "feed", "task")
+WORKERS = ("child", "tile actor", "preparer", "feed", "task")
 
 
 def share_token() -> None:
