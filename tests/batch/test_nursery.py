@@ -37,7 +37,10 @@ def command_line(process: psutil.Process) -> list[str]:
 def ended(pid: int, *, within_s: float = 10) -> bool:
     until = time.monotonic() + within_s
     while time.monotonic() < until:
-        if not psutil.pid_exists(pid):
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.02)
     return False
@@ -106,7 +109,8 @@ def test_time_out(home):
 
 def test_a_server_that_was_killed_is_replaced(home):
     Child(home).close()
-    (server,) = (process for process in psutil.process_iter() if is_server(process, home))
+    running = [process for process in psutil.process_iter() if is_server(process, home)]
+    (server,) = (process for process in running if process.ppid() not in {one.pid for one in running})  # no child of it
     server.kill()
     assert ended(server.pid)
     child = Child(home)

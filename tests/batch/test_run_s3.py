@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from engine.batch.inputs import find_inputs
-from engine.batch.pipeline import Prepared, Preparer
 from engine.batch.run import restore_all
+from engine.batch.tiles import Bundle, Here, Preparing
 from engine.batch.work import DONE, Order, Workers
 from engine.errors import PlanError
 from engine.planning import Request
@@ -74,8 +74,10 @@ def test_a_picture_that_changed_on_the_store_is_not_taken_for_finished(source, p
 
 
 def test_workers_plan_pictures_on_an_object_store(source, order, tmp_path):
-    items = find_inputs([source], out=str(order.out))
-    assert all(isinstance(Preparer(order)._prepare(item), Prepared) for item in items)
+    items = tuple(find_inputs([source], out=str(order.out)))
+    looked_at = Preparing(Here("node", tmp_path), order)(Bundle(items), ())
+    assert [found.item for found in looked_at] == list(items)
+    assert all(found.num_pixels > 0 for found in looked_at)
     assert leftovers(tmp_path) == []
 
 
