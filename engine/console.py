@@ -36,6 +36,8 @@ class Console:
 
     def __init__(self, *, num_pictures: int, as_json: bool) -> None:
         self._as_json = as_json
+        self._out = sys.stdout
+        """Results only, wherever libraries are led to write meanwhile."""
         self._num_pictures = num_pictures
         self._rich = RichConsole(stderr=True)
         self._bar: Progress | None = None
@@ -88,8 +90,12 @@ class Console:
             name = f"all, {self._num_bad} not restored" if self._num_bad else "all"
             self._overall = self.advance(name, self._overall, self._num_ended, self._num_pictures, rate, "pictures")
         if self._as_json:
-            sys.stdout.write(json.dumps(_line(outcome)) + "\n")
-            sys.stdout.flush()
+            line = json.dumps(_line(outcome))
+            if self._bar is not None and self._out.isatty():  # above the bars, on the same screen
+                self.say(line)
+            else:
+                self._out.write(line + "\n")
+                self._out.flush()
 
     def drawn(self, name: str, done: int, total: int) -> None:
         """Show `done` of `total` shards of a large picture that others draw."""

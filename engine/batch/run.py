@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -103,6 +104,7 @@ def _restored(
     from engine.batch.cluster import connected
     from engine.batch.pipeline import Pipeline
 
+    stack.enter_context(redirect_stdout(sys.stderr))  # Ray tells of lost processes and nodes, on either
     stack.enter_context(connected(workers))
     yield from Pipeline(order, workers, drawn).run(chain([first], items))
 

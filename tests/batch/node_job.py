@@ -21,7 +21,7 @@ from engine.planning import Request
 LOST_AFTER = 8  # pictures
 
 
-def main(source: str, out: str, model: str) -> None:
+def main(source: str, out: str, model: str, told: str) -> None:
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
     arguments: dict[str, Any] = {"object_store_memory": 100 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**arguments, "num_cpus": 2})
@@ -37,7 +37,7 @@ def main(source: str, out: str, model: str) -> None:
             node = max(nodes, key=tile_actors)
             lost = tile_actors(node)
             cluster.remove_node(node, allow_graceful=False)
-    sys.stdout.write(json.dumps({"ends": ends, "lost": lost}) + "\n")
+    Path(told).write_text(json.dumps({"ends": ends, "lost": lost}))
     ray.shutdown()
     cluster.shutdown()
 
