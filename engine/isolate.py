@@ -19,7 +19,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from engine.errors import DecoderCrashed, DecoderOutOfMemory, DecoderTimeout, In
 from engine.geometry import Size
 from engine.image import MAX_PIXELS, ImageInfo, Picture, decode, probe
 from engine.mask import Mask, read_mask
+from engine.processes import python
 from engine.warden import REQUEST, TRAILER, Limits, keep_standard_descriptors
 
 DECODE_PIXELS_PER_S = 1_000_000
@@ -212,14 +212,11 @@ class _Server:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        # Safe path: what lies in the working folder is not the program's. One thread: a fork would lose the others.
-        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
-        environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        program = f"from engine import isolate, warden; warden.serve({theirs.fileno()})"
+        command, environment = python(f"from engine import isolate, warden; warden.serve({theirs.fileno()})")
         with ExitStack() as unless_it_starts, theirs:
             unless_it_starts.enter_context(ours)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", program],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, cast
 import pyvips
 
 from engine.memory import process_memory
+from engine.processes import receive
 
 REQUEST = struct.Struct("<QdQ")
 """Length of the pickle that follows, in bytes; `Limits.timeout_s`; `Limits.memory_bytes`."""
@@ -73,9 +74,9 @@ def _watch(connection: socket.socket) -> NoReturn:
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         length, timeout_s, memory_bytes = cast(
-            "tuple[int, float, int]", REQUEST.unpack(_receive(connection, REQUEST.size))
+            "tuple[int, float, int]", REQUEST.unpack(receive(connection, REQUEST.size))
         )
-        body = _receive(connection, length)
+        body = receive(connection, length)
         alive, held = os.pipe()  # `held` is closed when the worker ends, however it ends
         worker = os.fork()
         if worker == 0:
@@ -89,16 +90,6 @@ def _watch(connection: socket.socket) -> NoReturn:
         connection.sendall(TRAILER.pack(os.waitstatus_to_exitcode(status), not ready))
     finally:
         os._exit(0)
-
-
-def _receive(connection: socket.socket, length: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < length:
-        part = connection.recv(min(length - len(parts), 1 << 20))
-        if not part:
-            raise ConnectionError("the caller has hung up")
-        parts += part
-    return bytes(parts)
 
 
 def _work(connection: socket.socket, body: bytes, limits: Limits) -> NoReturn:

@@ -15,7 +15,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from pkgutil import resolve_name
 from typing import Any, NoReturn, cast
 
 from engine.errors import StorageError
+from engine.processes import python, receive
 from engine.store import FileLock, storage_errors
 
 IDLE_S = 30.0
@@ -107,11 +107,7 @@ def _start(folder: Path) -> None:
     if lock is None:
         return
     lock.release()
-    # Safe path: what lies in the working folder is not the program's. One thread: a fork would lose the others.
-    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
-    environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    program = f"from engine.batch import nursery; nursery.serve({str(folder)!r})"
-    command = [sys.executable, "-P", "-c", program]
+    command, environment = python(f"from engine.batch import nursery; nursery.serve({str(folder)!r})")
     subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment, check=True)
 
 
@@ -187,15 +183,5 @@ def _end_with(connection: socket.socket, *, is_wanted: bool) -> None:
 
 
 def _received(connection: socket.socket) -> bytes:
-    (length,) = _LENGTH.unpack(_read(connection, _LENGTH.size))
-    return _read(connection, length)
-
-
-def _read(connection: socket.socket, length: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < length:
-        part = connection.recv(min(length - len(parts), 1 << 20))
-        if not part:
-            raise ConnectionError("the other end has hung up")
-        parts += part
-    return bytes(parts)
+    (length,) = _LENGTH.unpack(receive(connection, _LENGTH.size))
+    return receive(connection, length)
