@@ -4,13 +4,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VIEWER := engine/serve/viewer
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 BENCHES := $(sort $(filter-out bench/_%,$(wildcard bench/*.py)))
 
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo serve viewer test check format bench clean
 
 help:
 	@echo "make demo    restore three photographs and write before/after sheets"
+	@echo "make serve   the web page and its service on http://127.0.0.1:8000/ (needs npm)"
 	@echo "make test    all tests"
 	@echo "make check   ruff, pyright, import-linter"
 	@echo "make format  let ruff rewrite what it can"
@@ -28,6 +30,20 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/python -m demo.demo
+
+serve: $(READY) viewer
+	$(BIN)/engine serve
+
+viewer: $(VIEWER)/openseadragon/openseadragon.min.js
+
+# What the page shows pictures with comes from its npm package, pinned by the lock file.
+$(VIEWER)/openseadragon/openseadragon.min.js: $(VIEWER)/package-lock.json
+	cd $(VIEWER) && npm ci --silent --no-audit --no-fund
+	rm -rf $(VIEWER)/openseadragon
+	cp -r $(VIEWER)/node_modules/openseadragon/build/openseadragon $(VIEWER)/openseadragon
+	cp $(VIEWER)/node_modules/openseadragon/LICENSE.txt $(VIEWER)/openseadragon/
+	rm -rf $(VIEWER)/node_modules
+	touch $@
 
 test: $(READY)
 	$(BIN)/python -m pytest -q

@@ -22,8 +22,8 @@ from engine.batch.run import restore_all
 from engine.batch.work import DONE, Order, Workers
 from engine.geometry import Size
 from engine.memory import process_memory
-from engine.planning import Request
 from engine.receipt import Job, Receipt
+from engine.request import Request
 from engine.restoration import Progress, Restorer
 
 PICTURES, WORKERS = 10_000_000, 1_000

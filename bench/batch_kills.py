@@ -4,8 +4,8 @@
 
 workers: SIGKILL of a random tile actor every 5 s (`--every`). driver: `kill -9` of all processes at 20 points, then the
 same command. node: one of three nodes is removed. zombie: a node stops (SIGSTOP) with a shard drawn and not stored; it
-wakes when another has drawn that shard, or when the job has ended. stopped: a tile actor alone stops, and the watchdog
-has to see it. two: two drivers on one output. s3: outputs on an object store (moto), killed and with lost answers.
+wakes when another has drawn that shard, or when the job has ended. stopped: a process that draws stops alone. two: two
+drivers on one output. s3: outputs on an object store (moto), killed and with lost answers.
 
 Each is compared with a run that nothing disturbs. `bench/noting` tells which shards were drawn, by which process; the
 records of a canvas tell which were finished. `--trial`: a job of a few shards, to try the script; nothing is recorded.
@@ -48,8 +48,8 @@ from engine.batch.inputs import find_inputs
 from engine.batch.run import restore_all
 from engine.batch.work import DONE, Order
 from engine.geometry import Size
-from engine.planning import Request
 from engine.receipt import plan_id_of
+from engine.request import Request
 from engine.tiling.canvas import Canvas, ledger_folder
 from engine.tiling.execute import run
 from engine.tiling.ledger import keys_in
@@ -60,7 +60,9 @@ if TYPE_CHECKING:
 SCALE = 1
 """Every pixel outside of holes is kept: most of the time goes into reading, storing and recording."""
 LARGE_PX, SINGLE_PX = 4096, 256
-"""A large picture's side (5 shards with its pyramid), and the longest side of a small one."""
+"""A large picture's side (7 shards with its pyramid), and the longest side of a small one."""
+REMOTE_PX = 1500
+"""The height of a large picture on an object store, whose stand-in is slow: it is three times as wide, of 8 shards."""
 WORKERS = 2
 NUM_POINTS = 20
 LONGEST_S = 3600.0
@@ -89,11 +91,11 @@ class Work:
     kill_every_s: float = 5.0
     tags: Iterator[int] = field(default_factory=lambda: iter(range(1_000_000)))
 
-    def make(self, *, large: int, small: int) -> int:
+    def make(self, *, large: int, small: int, large_px: int = LARGE_PX) -> int:
         """Every eighth large picture is three times as wide; every second small one has holes. How many pictures."""
         side = random.Random(0)
-        widths = [LARGE_PX * (3 if n % 8 == 0 else 1) for n in range(large)]
-        pictures = [Picture(f"large/{n}.png", Size(LARGE_PX, width)) for n, width in enumerate(widths)]
+        widths = [large_px * (3 if n % 8 == 0 else 1) for n in range(large)]
+        pictures = [Picture(f"large/{n}.png", Size(large_px, width)) for n, width in enumerate(widths)]
         sizes = [Size(side.randint(64, SINGLE_PX), side.randint(64, SINGLE_PX)) for _ in range(small)]
         suffixes = ("png", "jpg", "tif")
         pictures += [Picture(f"small/{n}.{suffixes[n % 3]}", size, n % 2 == 1) for n, size in enumerate(sizes)]
@@ -259,7 +261,7 @@ def kill_actors(command: Command, chance: random.Random, *, every_s: float) -> i
 
 
 def driver(work: Work) -> dict[str, Any]:
-    count = work.make(**(SMALL if work.is_trial else {"large": 8, "small": 24}))
+    count = work.make(**(SMALL if work.is_trial else {"large": 4, "small": 24}))
     calm, first = undisturbed(work)
     expected, total = calm.found(), len(calm.recorded())
     chance = random.Random(0)
@@ -348,9 +350,15 @@ class Nodes:
         return ["--address", self.cluster.address]
 
     def processes(self, node: Any) -> list[psutil.Process]:  # noqa: ANN401
-        """The raylet of a node and all that it has started."""
+        """The raylet of a node and all that it has started; its nursery, whose server comes first."""
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        return [raylet, *raylet.children(recursive=True)]
+        return [*self.nursery(node), raylet, *raylet.children(recursive=True)]
+
+    def nursery(self, node: Any) -> list[psutil.Process]:  # noqa: ANN401
+        """The server of a node's nursery, which has left its parent, and its children."""
+        found = [one for one in psutil.process_iter() if f"engine-{node._node_id[:24]}" in command_line(one)]
+        pids = {one.pid for one in found}
+        return sorted(found, key=lambda one: one.ppid() in pids)
 
     def of(self, pid: int) -> Any | None:  # noqa: ANN401
         """The node, not the head, that has a process."""
@@ -358,7 +366,8 @@ class Nodes:
 
     def note_processes(self) -> None:
         """Remembers all that run, for those of a lost node have no parent any more."""
-        for process in psutil.Process().children(recursive=True):
+        nurseries = [process for node in self.others for process in self.nursery(node)]
+        for process in [*psutil.Process().children(recursive=True), *nurseries]:
             if process.pid not in self._before:
                 self._seen[process.pid] = process
 
@@ -481,6 +490,11 @@ def zombie(work: Work) -> dict[str, Any]:
 
 def stop_node(job: Job, there: Nodes, command: Command) -> tuple[int, list[psutil.Process]]:
     """Stops a node with a shard drawn and not stored: the process that has it, and the others that were stopped."""
+    servers: list[psutil.Process] = []
+    for node in [there.cluster.head_node, *there.others]:  # a server would see that a child of it was stopped alone
+        servers += there.nursery(node)[:1]
+    for server in servers:
+        server.suspend()
     while True:
         pid = stop_one(job, command)
         found = there.of(pid)
@@ -492,6 +506,9 @@ def stop_node(job: Job, there: Nodes, command: Command) -> tuple[int, list[psuti
     for process in others:
         with suppress(psutil.NoSuchProcess):
             process.suspend()
+    for server in servers:
+        if server.pid not in {process.pid for process in others}:
+            server.resume()
     return pid, others
 
 
@@ -583,7 +600,7 @@ def s3(work: Work) -> dict[str, Any]:
     from engine.objects import Prefix
     from tests.faults.s3_proxy import BUCKET, s3_proxy
 
-    count = work.make(**({**SMALL, "small": 3} if work.is_trial else {"large": 2, "small": 8}))
+    count = work.make(large=1, small=3 if work.is_trial else 8, large_px=REMOTE_PX)
     work = replace(work, workers=0)  # outputs on an object store take one process
     differ = lost = drawn_again = 0
     with s3_proxy() as proxy:

@@ -69,7 +69,7 @@ class Sizes:
     """Small pictures beside the giant."""
 
 
-FULL = Sizes(200, 2000, 100, 10_000, 22, (Size(1024, 2560), Size(600, 900)), 200)
+FULL = Sizes(200, 2000, 100, 10_000, 22, (Size(512, 1280), Size(300, 700)), 200)
 SMALL = Sizes(40, 100, 10, 60, 3, (Size(520, 260),), 6)
 
 

@@ -19,7 +19,7 @@ from engine.batch.inputs import Item, find_inputs
 from engine.batch.run import restore_all
 from engine.batch.work import DONE, Order, Workers, restore_item
 from engine.geometry import Size
-from engine.planning import Request
+from engine.request import Request
 
 CORES = 2
 FROM, UNTIL = 0.2, 0.9

@@ -17,7 +17,7 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from engine.planning import Request
+from engine.request import Request
 from engine.restoration import Restorer
 
 LEAST, MOST = 0.5, 1.5

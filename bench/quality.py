@@ -27,7 +27,7 @@ from engine.evaluate.baselines import bicubic_down, bicubic_up, navier_stokes, t
 from engine.evaluate.metrics import gmsd, psnr, psnr_y, ssim_y
 from engine.geometry import Size
 from engine.models.checkpoint import find, with_numbers
-from engine.planning import Request
+from engine.request import Request
 from engine.restoration import Restorer
 from engine.train.damage import LIGHT, MEDIUM, damage_mask
 

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from engine.geometry import Box, Size, ceil_div
 from engine.models.runner import TorchRunner
-from engine.planning import Request
 from engine.render import Tiling
+from engine.request import Request
 from engine.restoration import Job, Restorer
 from engine.train.damage import LIGHT, damage_mask
 

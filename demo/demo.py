@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from demo.sheet import Detail, make_sheet
 from engine.geometry import Box, Size
-from engine.planning import Request
+from engine.request import Request
 from engine.restoration import Job, Receipt, Restorer
 from engine.tiling.execute import ShardEnd
 from engine.tiling.plan import Plan

@@ -27,6 +27,18 @@
     ├── BatchError                 many pictures (exit 3)
     │   ├── ProcessDied            a picture ended or held up every process that tried it
     │   └── BatchStalled           nothing moves on the cluster any more
+    ├── ServiceError               the endpoint does not take a request
+    │   ├── BadRequest             it is not what the interface says
+    │   ├── Unauthorized           it carries no key that is known
+    │   ├── NotFound               nothing is there, or nothing of this key's
+    │   ├── NotReady               the picture has not ended as this needs
+    │   ├── Conflict               the idempotency key was used for something else
+    │   ├── BodyTooLarge           more bytes than are taken
+    │   ├── SlowClient             the client sent nothing for too long
+    │   ├── Busy                   not now
+    │   │   ├── TooManyRequests    this key has its share of the queue
+    │   │   └── QueueFull          all keys together have filled it
+    │   └── StoreFull              the disk, or this key's part of it
     └── TrainingError              a training run cannot start or go on
 
 Every message names the file, gives both numbers and ends with the remedy. `code` is stable: programs may
@@ -154,6 +166,58 @@ class ProcessDied(BatchError):
 
 class BatchStalled(BatchError):
     code = "batch-stalled"
+
+
+class ServiceError(EngineError):
+    code = "service"
+
+
+class BadRequest(ServiceError):
+    code = "bad-request"
+
+
+class Unauthorized(ServiceError):
+    code = "unauthorized"
+
+
+class NotFound(ServiceError):
+    code = "not-found"
+
+
+class NotReady(ServiceError):
+    code = "not-ready"
+
+
+class Conflict(ServiceError):
+    code = "conflict"
+
+
+class BodyTooLarge(ServiceError):
+    code = "body-too-large"
+
+
+class SlowClient(ServiceError):
+    code = "slow-client"
+
+
+class Busy(ServiceError):
+    """`retry_after_s`: when it is worth to ask again."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TooManyRequests(Busy):
+    code = "too-many-requests"
+
+
+class QueueFull(Busy):
+    code = "queue-full"
+
+
+class StoreFull(ServiceError):
+    code = "store-full"
 
 
 class TrainingError(EngineError):

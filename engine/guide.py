@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.geometry import Box, Size, ceil_div
-from engine.image import Pixels, Source, to_rgb_float
-from engine.mask import Mask
+from engine.image import Pixels, Source, from_rgb_float, to_rgb_float
+from engine.mask import Mask, no_mask
 from engine.models.cra_srgan.attention import CELL_PX, AttentionRows
 from engine.models.cra_srgan.handover import log_ratio
 from engine.models.runner import TorchRunner
@@ -99,7 +99,29 @@ def make_guide(source: Source, mask: Mask, runner: TorchRunner) -> Guide | None:
     """One pass over the picture; None where nothing is missing."""
     if not mask.any:
         return None
-    factor = max(1, ceil_div(source.size.long_side, GUIDE_PX))
+    factor = guide_factor(source.size)
+    known_mean, share, variance = _means(source, mask, factor)
+    size = source.size.divided(factor)
+    fill, features, rows_found = runner.global_pass(known_mean, share, variance)
+    ratio = np.full((size.h, size.w, 1), log_ratio(factor), np.float32)
+    reference = np.where(share[..., None] < 1, known_mean, fill)
+    return Guide(factor, size, reference, fill, np.concatenate([features, ratio], 2), rows_found)
+
+
+def guide_factor(size: Size) -> int:
+    """Native pixels per guide pixel."""
+    return max(1, ceil_div(size.long_side, GUIDE_PX))
+
+
+def overview(source: Source, guide: Guide | None) -> Pixels:
+    """(h, w, c) The picture at guide size, its holes filled; opaque where it has alpha. The type is the picture's."""
+    rgb = _means(source, no_mask(source.size), guide_factor(source.size))[0] if guide is None else guide.known_mean
+    opaque = np.ones(rgb.shape[:2], np.float32) if source.channels in (2, 4) else None
+    return from_rgb_float(rgb, channels=source.channels, dtype=source.dtype, alpha=opaque)
+
+
+def _means(source: Source, mask: Mask, factor: int) -> tuple[Floats, Floats, Floats]:
+    """As `_reduce`, of the whole picture."""
     size = source.size.divided(factor)
     known_mean = np.zeros((size.h, size.w, 3), np.float32)
     share = np.zeros((size.h, size.w), np.float32)
@@ -109,10 +131,7 @@ def make_guide(source: Source, mask: Mask, runner: TorchRunner) -> Guide | None:
         rows = slice(top, min(top + step, size.h))
         box = Box(rows.start * factor, 0, rows.stop * factor, size.w * factor)
         known_mean[rows], share[rows], variance[rows] = _reduce(source, mask, box, factor)
-    fill, features, rows_found = runner.global_pass(known_mean, share, variance)
-    ratio = np.full((size.h, size.w, 1), log_ratio(factor), np.float32)
-    reference = np.where(share[..., None] < 1, known_mean, fill)
-    return Guide(factor, size, reference, fill, np.concatenate([features, ratio], 2), rows_found)
+    return known_mean, share, variance
 
 
 def _reduce(source: Source, mask: Mask, box: Box, factor: int) -> tuple[Floats, Floats, Floats]:

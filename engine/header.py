@@ -12,7 +12,7 @@ from engine import jpeg2000_header, jpeg_header, png_header, tiff_header, webp_h
 from engine.errors import DisguisedInput, UnreadableInput, UnsupportedInput
 from engine.picture_header import MAX_WORKING_BYTES, Header
 
-__all__ = ["MAX_WORKING_BYTES", "PICTURE_SUFFIXES", "SUFFIXES", "Header", "check_png_end", "read_header"]
+__all__ = ["MAX_WORKING_BYTES", "PICTURE_SUFFIXES", "SUFFIXES", "Header", "check_png_end", "format_of", "read_header"]
 
 SUFFIXES = {
     "png": (".png",),
@@ -64,9 +64,7 @@ def read_header(file: BufferedReader, path: Path, *, page: int | None = None) ->
     head = file.read(16)
     if not head:
         raise UnreadableInput(f"{path}: the file is empty (0 bytes). Give a picture.")
-    found = next((name for magic, name in _MAGIC if head.startswith(magic)), None)
-    if found is None and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        found = "webp"
+    found = format_of(head)
     _check_name(path, found, head)
     file.seek(0)
     if found == "tiff":
@@ -78,6 +76,13 @@ def read_header(file: BufferedReader, path: Path, *, page: int | None = None) ->
     if found == "jpeg":
         return jpeg_header.read_header(file, path)
     return webp_header.read_header(file, path) if found == "webp" else jpeg2000_header.read_header(file, path)
+
+
+def format_of(head: bytes) -> str | None:
+    """The format that a file's first 16 bytes are of; None where it is none that is restored."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    return next((name for magic, name in _MAGIC if head.startswith(magic)), None)
 
 
 def check_png_end(file: BufferedReader, path: Path) -> None:

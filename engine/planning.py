@@ -1,22 +1,21 @@
 """From a request and a header to a plan: sizes, tile shapes, memory and disk, before a pixel is read."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import torch
 
 from engine.errors import NotEnoughMemory, OutputTooLarge, PlanError
-from engine.geometry import Box, Size, ceil_div, round_up
+from engine.geometry import Size, ceil_div, round_up
 from engine.image import Layout
 from engine.models.card import Card
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.models.cra_srgan.local import LocalHalf
 from engine.render import Tiling
-from engine.resample import source_box
+from engine.request import Request, output_region, output_size, render_scale
 from engine.residual import WORKING_SET_BYTES
-from engine.tiling.grid import Grid, ShardKey
+from engine.tiling.grid import SHARD_PX, Grid, ShardKey
 from engine.tiling.plan import MAX_SIDE_PX, Plan, canvas_bytes
 
 PIXEL_VERSION = 2
@@ -34,74 +33,6 @@ JP2_SAMPLE_BYTES = 14
 """What encoding JPEG 2000 holds per sample: the picture, 32-bit coefficients and the code blocks of noise."""
 
 SUPPORTED_PRECISION = {"auto": "fp32", "fp32": "fp32", "bf16": "bf16"}
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a user asks for; None leaves the choice to the plan."""
-
-    scale: int = 1
-    long_side_px: int | None = None
-    """Long side of the whole picture's output; takes the place of `scale`."""
-    box: Box | None = None
-    """Region in input pixels."""
-    precision: str = "auto"
-    device: str = "cpu"
-    """"cpu" or "cuda". Their pixels differ in the last bits, so their plans do."""
-    page: int | None = None
-    """Of a TIFF with several, counted from 0."""
-    strip_metadata: bool = False
-    """Carry nothing but the colour profile."""
-    max_memory_bytes: int | None = None
-    tile_px: int | None = None
-    batch: int = 1
-
-
-def render_scale(request: Request, size: Size) -> int:
-    """The smallest scale of the network that reaches the request."""
-    if request.long_side_px is None:
-        if request.scale not in CraSrgan.SCALES:
-            raise PlanError(f"scale {request.scale} is not one of {CraSrgan.SCALES}; use --long-side for other sizes")
-        return request.scale
-    for scale in CraSrgan.SCALES:
-        if size.long_side * scale >= request.long_side_px:
-            return scale
-    largest = size.long_side * CraSrgan.SCALES[-1]
-    raise OutputTooLarge(
-        f"a long side of {request.long_side_px} px is asked of a picture of {size}; {largest} px is the most "
-        "(x16): restore to that size first, then again"
-    )
-
-
-def output_region(request: Request, size: Size) -> Box:
-    """The input pixels to restore. Raises PlanError where the box is not inside the picture."""
-    whole = Box.of(size)
-    if request.box is None:
-        return whole
-    if request.box.empty or not whole.contains(request.box):
-        b = request.box
-        raise PlanError(
-            f"the box y,x,h,w = {b.y0},{b.x0},{b.y1 - b.y0},{b.x1 - b.x0} is not inside the picture of {size} "
-            "(width x height); give --box inside it"
-        )
-    return request.box
-
-
-def output_size(request: Request, size: Size) -> Size:
-    """Pixels of the output."""
-    region = output_region(request, size).size
-    if request.long_side_px is None:
-        return region.scaled(render_scale(request, size))
-    longest, wanted = size.long_side, request.long_side_px
-    return Size(max(1, round(region.h * wanted / longest)), max(1, round(region.w * wanted / longest)))
-
-
-def drawn_box(plan_size: Size, region: Box, scale: int, box: Box) -> tuple[Box, Box]:
-    """For a box of the output: the input region to draw, and what that is in pixels of the enlarged region."""
-    enlarged = region.size.scaled(scale)
-    touched = source_box(box, source=enlarged, target=plan_size)
-    inner = Box(touched.y0 // scale, touched.x0 // scale, ceil_div(touched.y1, scale), ceil_div(touched.x1, scale))
-    return inner.shifted(region.y0, region.x0), inner.scaled(scale)
 
 
 def tiling_for(request: Request, size: Size, card: Card, channels: int, dtype: str) -> tuple[Tiling, int]:
@@ -136,7 +67,7 @@ def memory_bytes(card: Card, tiling: Tiling, scale: int, channels: int, dtype: s
         encoded = (tiling.tile_px + 2 * local.encode_margin_px(levels)) ** 2 * 4 * 5 * config.trunk_channels
         kept = (tiling.tile_px + 2 * local.decode_margin_px(levels)) ** 2 * 4 * config.stage_channels[0]
         widest = max(head, encoded, kept + tiling.batch * _decode_bytes(config.stage_channels, local, tiling, levels))
-    shard = 3 * Grid(Size(1, 1)).shard_px ** 2 * channels * (1 if dtype == "uint8" else 2)
+    shard = 3 * SHARD_PX**2 * channels * (1 if dtype == "uint8" else 2)
     return PROCESS_BYTES + 4 * card.parameters + max(widest, 2 * WORKING_SET_BYTES) + shard
 
 
@@ -159,6 +90,7 @@ def make_plan(
     input_sha256: str,
     mask_sha256: str,
     formats: Sequence[str] = (),
+    shard_px: int | None = None,
 ) -> tuple[Plan, Tiling]:
     """The plan of one picture. Raises PlanError where the request cannot be met."""
     size = output_size(request, layout.size)
@@ -170,7 +102,7 @@ def make_plan(
     tiling, ram = tiling_for(request, layout.size, card, layout.channels, layout.dtype)
     if "jp2" in formats:
         ram = max(ram, PROCESS_BYTES + JP2_SAMPLE_BYTES * size.num_pixels * layout.channels)
-    grid = Grid(size)
+    grid = Grid(size) if shard_px is None else Grid(size, shard_px=shard_px)
     return Plan(
         name=name,
         size=size,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.geometry import Box, round_down
-from engine.guide import Guide, read_reflected, reflect, sample
+from engine.guide import Guide, overview, read_reflected, reflect, sample
 from engine.image import Pixels, Source, from_rgb_float, to_rgb_float
 from engine.mask import Mask
 from engine.models.runner import Bools, Encoded, Floats, TorchRunner
@@ -55,6 +55,10 @@ class Renderer:
     def draw(self, region: Box) -> Pixels:
         """The output pixels (h, w, c) that `region` of the input (input pixels, inside the picture) becomes."""
         return self._inpainted(region) if self._scale == 1 else self._enlarged(region)
+
+    def overview(self) -> Pixels:
+        """(h, w, c) The whole input, small, with its holes filled."""
+        return overview(self._source, self._guide)
 
     def forget(self) -> None:
         """Drop the tile kept for the next shard."""

@@ -6,7 +6,7 @@ Nothing is written before the plan holds, and nothing has its final name before 
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -28,17 +28,7 @@ from engine.metadata import Metadata
 from engine.models.checkpoint import for_degradation, load
 from engine.models.runner import TorchRunner
 from engine.objects import Place, Prefix, local_copy, place
-from engine.planning import (
-    Request,
-    drawing_order,
-    drawn_box,
-    make_plan,
-    network_operations,
-    output_region,
-    output_size,
-    render_scale,
-    resolved_precision,
-)
+from engine.planning import drawing_order, make_plan, network_operations, resolved_precision
 from engine.provenance import describe
 from engine.receipt import (
     Job,
@@ -55,6 +45,7 @@ from engine.receipt import (
     write_receipt,
 )
 from engine.render import Renderer, Tiling
+from engine.request import Request, drawn_box, output_region, output_size, render_scale
 from engine.resample import resample_area
 from engine.residual import aggregate
 from engine.store import digest_of, make_folders, storage_errors
@@ -109,6 +100,7 @@ class Restorer:
             input_sha256=digest(info),
             mask_sha256=mask_sha256,
             formats=job.formats,
+            shard_px=job.shard_px,
         )
         for name in job.formats:
             check_format(
@@ -305,6 +297,9 @@ class _Work:
         plan = self._canvas.plan
         return _draw(self._renderer, plan, self.request, self.info.size, plan.grid.box(key))
 
+    def overview(self) -> Pixels:
+        return self._renderer.overview()
+
     @cached_property
     def mask(self) -> Mask:
         """Decoded in a process of its own, as the picture is: a file that kills its decoder is one that is refused."""
@@ -331,14 +326,17 @@ class Part:
 
     def __init__(self, restorer: Restorer, job: Job, request: Request, scratch: Path) -> None:
         """`scratch`: a folder of this process alone, for the decoded picture."""
-        self.plan, tiling, info = restorer.plan(job, request)
-        self._canvas = Canvas.join(self.plan, job.out)
-        self._keys = list(drawing_order(self.plan, tiling))
-        self._work = _Work(restorer, self._canvas, job, request, info, tiling, scratch)
+        self.plan, self.tiling, info = restorer.plan(job, request)
+        self.canvas = Canvas.join(self.plan, job.out)
+        self._work = _Work(restorer, self.canvas, job, request, info, self.tiling, scratch)
 
-    def draw(self, first: int, last: int) -> Iterator[ShardEnd]:
-        """The shards `first` to `last - 1` of the full size, in drawing order."""
-        yield from run(self._canvas, self._keys[first:last], self._work)
+    def draw(self, keys: Iterable[ShardKey]) -> Iterator[ShardEnd]:
+        """Shards whose sources, where they are of a smaller level, are stored."""
+        yield from run(self.canvas, keys, self._work)
+
+    def overview(self) -> Pixels:
+        """(h, w, c) The input at guide size, with its holes filled."""
+        return self._work.overview()
 
 
 def _draw(renderer: Renderer, plan: Plan, request: Request, size: Size, box: Box) -> Pixels:

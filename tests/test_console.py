@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from engine.cli import app
 from engine.image import ArrayPicture
 from engine.models.checkpoint import load
-from engine.planning import Request, make_plan
+from engine.planning import make_plan
+from engine.request import Request
 from tests.networks import TINY, random_checkpoint
 
 

@@ -14,7 +14,8 @@ import torch
 
 from engine.models.checkpoint import save
 from engine.models.cra_srgan.generator import CraSrgan
-from engine.planning import PIXEL_VERSION, Request
+from engine.planning import PIXEL_VERSION
+from engine.request import Request
 from engine.restoration import Restorer
 from tests.networks import TINY
 

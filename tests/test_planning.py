@@ -10,24 +10,20 @@ from engine.errors import NotEnoughMemory, OutputTooLarge, PlanError
 from engine.geometry import Box, Size
 from engine.image import ArrayPicture
 from engine.models.card import Card
-from engine.models.cra_srgan.config import full, lite
+from engine.models.cra_srgan.config import SCALES, full, lite
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.planning import (
     MAX_TILE_PX,
     MIN_TILE_PX,
-    Request,
     drawing_order,
-    drawn_box,
     halo_cost,
     make_plan,
     memory_bytes,
     network_operations,
-    output_region,
-    output_size,
-    render_scale,
     tiling_for,
 )
 from engine.render import Tiling
+from engine.request import Request, drawn_box, output_region, output_size, render_scale
 
 SIZE = Size(300, 450)
 
@@ -38,8 +34,8 @@ def card_of(config) -> Card:
         name="any",
         network="cra-srgan",
         task="joint",
-        scales=CraSrgan.SCALES,
-        context_px={str(scale): network.context_px(scale) for scale in CraSrgan.SCALES},
+        scales=SCALES,
+        context_px={str(scale): network.context_px(scale) for scale in SCALES},
         align_px=8,
         degradation="clean",
         licence="none",
@@ -61,7 +57,7 @@ def numbers(error: BaseException) -> list[int]:
     return [int(text.replace(",", "")) for text in re.findall(r"\d[\d,]*", str(error))]
 
 
-@pytest.mark.parametrize("scale", CraSrgan.SCALES)
+@pytest.mark.parametrize("scale", SCALES)
 def test_the_output_is_the_input_times_the_scale(scale):
     assert output_size(Request(scale=scale), SIZE) == SIZE.scaled(scale)
     assert output_size(Request(scale=scale, box=Box(3, 5, 10, 100)), SIZE) == Size(7 * scale, 95 * scale)
@@ -96,7 +92,7 @@ def test_an_output_too_large_to_address_is_refused():
         planned(Request(scale=16), h=1, w=70_000)
 
 
-@pytest.mark.parametrize("scale", CraSrgan.SCALES)
+@pytest.mark.parametrize("scale", SCALES)
 def test_less_memory_gives_smaller_tiles_that_fit(scale):
     size = Size(2000, 2000)
     tiling, needed = tiling_for(Request(scale=scale), size, CARD, 3, "uint8")
@@ -131,7 +127,7 @@ def test_tiles_that_were_asked_for_are_kept_or_refused():
 
 
 @pytest.mark.parametrize(("h", "w"), [(1, 1), (37, 64), (65, 65), (1, 10_000)])
-@pytest.mark.parametrize("scale", CraSrgan.SCALES)
+@pytest.mark.parametrize("scale", SCALES)
 def test_tiles_are_aligned_and_blocks_lie_inside_them(h, w, scale):
     tiling, _ = tiling_for(Request(scale=scale), Size(h, w), CARD, 3, "uint8")
     assert tiling.tile_px % CraSrgan.ALIGN_PX == 0
@@ -184,7 +180,7 @@ def test_the_drawn_regions_cover_their_boxes(long_side, scale):
     assert covered.sum() == region.size.num_pixels
 
 
-@pytest.mark.parametrize("scale", CraSrgan.SCALES)
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("config", [lite(), full()], ids=["lite", "full"])
 def test_larger_tiles_waste_less(scale, config):
     card = card_of(config)

@@ -29,6 +29,8 @@ def connected(workers: Workers) -> Generator[None]:
             "num_cpus": max(os.cpu_count() or 1, workers.count + 1),
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
+            # One that waits for work spares the next task, or the actor that follows a dead one, seconds of a core.
+            "_system_config": {"idle_worker_killing_time_threshold_ms": 600_000},
         }
     else:
         options["address"] = workers.address

@@ -21,8 +21,9 @@ from engine.errors import (
 from engine.image import ImageInfo
 from engine.isolate import probe_many_in_child
 from engine.models.card import Card
-from engine.planning import Request, halo_cost, kept_bytes, make_plan, network_operations
+from engine.planning import halo_cost, kept_bytes, make_plan, network_operations
 from engine.receipt import Job
+from engine.request import Request
 from engine.restoration import Restorer
 from engine.store import free_bytes
 from engine.tiling.export import check_format

@@ -148,8 +148,17 @@ def _bear(listener: socket.socket) -> None:
                     listener.close()
                     _live(connection)
                 children.add(child)
-        children -= {child for child in children if os.waitpid(child, os.WNOHANG)[0]}
+        children -= {child for child in children if _has_ended(child)}
         wanted = time.monotonic() if children else wanted
+
+
+def _has_ended(child: int) -> bool:
+    """Whether a child is dead. One that somebody has stopped is killed: it would hold up who waits for it."""
+    pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
+    if pid and os.WIFSTOPPED(status):
+        os.kill(child, signal.SIGKILL)
+        return False
+    return pid != 0
 
 
 def _live(connection: socket.socket) -> NoReturn:

@@ -5,8 +5,10 @@ They look at pictures, restore small ones, draw parts of large ones and finish t
 
 import pickle
 import signal
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,18 @@ from engine.batch.inputs import Item
 from engine.batch.nursery import Child, LostChildError, at_end
 from engine.batch.scratch import Scratch
 from engine.batch.work import DONE, Order, Outcome, Workers, guarded, restore_item
-from engine.errors import InputError, ProcessDied
+from engine.errors import InputError, OutputBusy, ProcessDied
 from engine.failpoints import hit
 from engine.image import ImageInfo
 from engine.isolate import probe_in_child, probe_many_in_child
 from engine.outputs import BATCH
-from engine.planning import output_size
-from engine.restoration import Part
+from engine.planning import drawing_order
+from engine.request import output_size
+from engine.restoration import Part, Restorer
 from engine.tiling.grid import Grid
+
+ENDING_S = 30.0
+"""What a process that was killed, or told to end, may take until it lets go of its picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,15 @@ def act(row: bytes, living: Collection[str]) -> bytes:
 def finish(body: bytes) -> bytes:
     """Pyramid, exports, receipt and name of a picture whose shards are drawn: the way of any resumed picture."""
     order, item = pickle.loads(body)
-    return pickle.dumps(restore_item(order.restorer(threads=1), item, order))
+    return pickle.dumps(_restored(order.restorer(threads=1), item, order))
+
+
+def _restored(restorer: Restorer, item: Item, order: Order) -> Outcome:
+    """As `restore_item`. Who is at this picture is of this batch, which holds the folder's lock: one that is ending."""
+    until = time.monotonic() + ENDING_S
+    while (outcome := restore_item(restorer, item, order)).reason == OutputBusy.code and time.monotonic() < until:
+        time.sleep(0.1)
+    return outcome
 
 
 def try_alone(here: Here, order: Order, workers: Workers, item: Item, run: Run | None) -> Outcome:
@@ -155,12 +169,13 @@ class Restoring:
     def once(self, item: Item, run: Run | None) -> Outcome:
         """Restores a picture, or draws a run of one; no error but those of this program comes out."""
         if run is None:
-            return restore_item(self._restorer, item, self._order)
+            return _restored(self._restorer, item, self._order)
         return guarded(item, lambda: self._draw(run))
 
     def _draw(self, run: Run) -> Outcome:
         hit(f"draw {run.item.name}")
-        ends = list(self._opened(run.item).draw(run.first, run.last))
+        part = self._opened(run.item)
+        ends = list(part.draw(islice(drawing_order(part.plan, part.tiling), run.first, run.last)))
         reused = sum(end.reused for end in ends)
         seconds = sum(end.seconds for end in ends)
         return Outcome(run.item, DONE, seconds=seconds, shards_done=len(ends), shards_reused=reused)

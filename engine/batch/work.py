@@ -12,8 +12,9 @@ from engine.batch.inputs import Item
 from engine.errors import EngineError, InputError, PlanError
 from engine.failpoints import hit
 from engine.objects import Prefix
-from engine.planning import PIXEL_VERSION, Request
+from engine.planning import PIXEL_VERSION
 from engine.receipt import Job, read_receipt, receipt_path
+from engine.request import Request
 from engine.restoration import Progress, Restorer
 
 _T = TypeVar("_T")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.models.card import Card, Value
-from engine.models.cra_srgan.config import Config
+from engine.models.cra_srgan.config import SCALES, Config
 from engine.models.cra_srgan.generator import CraSrgan
 
 NETWORKS = {"cra-srgan": CraSrgan}
@@ -103,8 +103,8 @@ def save(
         name=name,
         network="cra-srgan",
         task="joint",
-        scales=CraSrgan.SCALES,
-        context_px={str(scale): network.context_px(scale) for scale in CraSrgan.SCALES},
+        scales=SCALES,
+        context_px={str(scale): network.context_px(scale) for scale in SCALES},
         align_px=CraSrgan.ALIGN_PX,
         degradation=degradation,
         licence=licence,

@@ -10,6 +10,8 @@ from itertools import chain
 
 from engine.geometry import Box, Size, ceil_div, round_up
 
+SHARD_PX = 2048
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class ShardKey:
@@ -34,7 +36,7 @@ class Grid:
 
     size: Size
     chunk_px: int = 512
-    shard_px: int = 2048
+    shard_px: int = SHARD_PX
 
     def __post_init__(self) -> None:
         if self.size.h < 1 or self.size.w < 1:

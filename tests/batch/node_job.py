@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from engine.batch.inputs import find_inputs
 from engine.batch.pipeline import Pipeline
 from engine.batch.work import Order, Workers
-from engine.planning import Request
+from engine.request import Request
 
 LOST_AFTER = 8  # pictures
 

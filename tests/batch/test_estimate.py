@@ -19,8 +19,9 @@ from engine.cli import app
 from engine.errors import DecoderCrashed, NotEnoughDisk
 from engine.isolate import probe_many_in_child
 from engine.models.checkpoint import load
-from engine.planning import Request, disk_bytes, kept_bytes
+from engine.planning import disk_bytes, kept_bytes
 from engine.receipt import Job
+from engine.request import Request
 from engine.restoration import Restorer
 from engine.tiling.grid import Grid
 from tests.networks import TINY, random_checkpoint

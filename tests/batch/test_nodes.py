@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from engine.batch.work import DONE, Order
-from engine.planning import Request
+from engine.request import Request
 from tests.batch import node_job
 from tests.batch.test_pipeline import outputs, pictures, undisturbed
 from tests.networks import TINY, random_checkpoint

@@ -98,6 +98,14 @@ def test_a_child_ends_with_the_process_that_waits_for_it(home, work):
     assert ended(child)
 
 
+def test_a_child_that_is_stopped_is_replaced(home):
+    child = Child(home)
+    os.kill(child.ask("os:getpid"), signal.SIGSTOP)
+    with pytest.raises(LostChildError):
+        child.ask("os:getpid", timeout_s=30)
+    child.close()
+
+
 def test_time_out(home):
     child = Child(home)
     pid = child.ask("os:getpid")

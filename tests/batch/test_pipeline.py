@@ -14,7 +14,7 @@ from engine.batch.inputs import Item
 from engine.batch.pipeline import Pipeline
 from engine.batch.work import DONE, FAILED, REFUSED, Order, Outcome, Workers, restore_item
 from engine.errors import TooFewCpus, TooFewGpus
-from engine.planning import Request
+from engine.request import Request
 from tests.networks import TINY, random_checkpoint
 from tests.outputs import timeless
 

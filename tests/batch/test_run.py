@@ -14,7 +14,7 @@ from engine.batch.run import restore_all
 from engine.batch.work import DONE, REFUSED, Order, Outcome
 from engine.errors import OutputBusy
 from engine.outputs import batch_lock
-from engine.planning import Request
+from engine.request import Request
 from engine.restoration import Restorer
 from engine.store import FileLock
 from engine.upkeep import verify_outputs

@@ -12,9 +12,9 @@ from engine.batch.run import restore_all
 from engine.batch.tiles import Bundle, Here, Preparing
 from engine.batch.work import DONE, Order, Workers
 from engine.errors import PlanError
-from engine.planning import Request
 from engine.receipt import receipt_of
 from engine.remote import read_pointer
+from engine.request import Request
 from engine.restoration import Restorer
 from tests.networks import TINY, random_checkpoint
 

@@ -25,8 +25,8 @@ from engine import failpoints, restore
 from engine.cli import app
 from engine.geometry import Box
 from engine.models.runner import TorchRunner
-from engine.planning import Request
 from engine.render import Renderer
+from engine.request import Request
 from engine.restoration import Restorer
 from engine.tiling.canvas import Canvas
 from engine.tiling.grid import Grid

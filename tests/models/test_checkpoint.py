@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from engine.errors import ModelError
 from engine.models.card import Card
 from engine.models.checkpoint import embedded, find, for_degradation, load, read_card, with_numbers
-from engine.models.cra_srgan.config import full, lite
+from engine.models.cra_srgan.config import SCALES, full, lite
 from engine.models.cra_srgan.generator import CraSrgan
 from tests.networks import TINY, random_checkpoint
 
@@ -35,7 +35,7 @@ def test_what_was_saved_is_what_loads(checkpoint):
 def test_the_card_tells_the_context_of_the_layers(checkpoint):
     card = read_card(checkpoint)
     network = CraSrgan(TINY)
-    assert card.context_px == {str(scale): network.context_px(scale) for scale in CraSrgan.SCALES}
+    assert card.context_px == {str(scale): network.context_px(scale) for scale in SCALES}
     assert card.align_px == CraSrgan.ALIGN_PX
     assert card.parameters == sum(p.numel() for p in network.parameters())
 
@@ -106,7 +106,7 @@ def test_every_embedded_model_loads_and_the_defaults_are_among_them():
         loaded = load(name)
         assert loaded.card.numbers is not None
         assert loaded.card.licence
-        assert {str(s): loaded.network.context_px(s) for s in CraSrgan.SCALES} == loaded.card.context_px
+        assert {str(s): loaded.network.context_px(s) for s in SCALES} == loaded.card.context_px
         assert all(bool(torch.isfinite(p).all()) for p in loaded.network.parameters())
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.models.cra_srgan.config import Config, full, lite
+from engine.models.cra_srgan.config import SCALES, Config, full, lite
 from engine.models.cra_srgan.generator import CraSrgan
 from tests.networks import TINY
 
@@ -129,7 +129,7 @@ def test_nothing_beyond_the_context_can_change_a_bit_of_the_core(config, levels)
 
 
 @pytest.mark.parametrize("config", [lite(), full()], ids=["lite", "full"])
-@pytest.mark.parametrize("scale", CraSrgan.SCALES)
+@pytest.mark.parametrize("scale", SCALES)
 def test_thin_layers_have_the_context_of_wide_ones(config, scale):
     assert CraSrgan(replace(config, **NARROW)).context_px(scale) == CraSrgan(config).context_px(scale)
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+SCALES = (1, 2, 4, 8, 16)
+"""Of the progressive branch, and 1, which fills holes alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Config:

@@ -18,7 +18,6 @@ from engine.models.cra_srgan.local import LocalHalf
 class CraSrgan(nn.Module):
     """The generator. `padding="valid"` restores, `padding="same"` trains; the parameters are the same."""
 
-    SCALES = (1, 2, 4, 8, 16)
     ALIGN_PX = 8
     """A tile's origin, halo included, lies on this grid: windows of the fusion attention."""
 

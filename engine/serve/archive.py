@@ -1,0 +1,252 @@
+"""What a service has accepted, on the disk: it survives the service.
+
+    STORE/
+      lock                  one service at a time
+      incoming/<random>/    uploads on their way
+      pictures/<picture>/   image, mask, picture.json, out/ (canvases, exports), overview.npy, end.json
+      jobs/<id>.json        who asked for which picture, and when
+
+Equal work of one key is one picture, whoever of its users asked for it: a picture is named by the digests of all that
+decides about its pixels and by its owner. A job's record is stored last, so what has a job is there whole.
+"""
+
+import hashlib
+import json
+import secrets
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from engine.errors import OutputBusy, StorageError
+from engine.geometry import Size
+from engine.serve.queue import Failure
+from engine.store import FileLock, fsync_folder, make_folders, storage_errors, write_atomic
+from engine.tiling.seal import seal, unseal
+
+ID_BYTES = 16
+_END, _PICTURE = "end.json", "picture.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a job asks for, as `engine.planning.Request` has it."""
+
+    scale: int = 1
+    long_side_px: int | None = None
+    degradation: str = "clean"
+    page: int | None = None
+    strip_metadata: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One piece of work."""
+
+    id: str
+    owner: str
+    image: str
+    """The name of the file in the picture's folder; its suffix is that of the upload."""
+    mask: str | None
+    options: Options
+    size: Size
+    """Of the input."""
+    output: Size
+    upload_bytes: int
+    projected_bytes: int
+    """At most, with its outputs."""
+
+    @property
+    def megapixels(self) -> float:
+        """Of the output."""
+        return self.output.num_pixels / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request for a picture."""
+
+    id: str
+    owner: str
+    picture: str
+    name: str
+    """Of the uploaded file, for people."""
+    created: float
+    """Unix time."""
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a picture ended."""
+
+    ended: float
+    """Unix time."""
+    failure: Failure | None = None
+    stored_bytes: int = 0
+
+
+def picture_id(owner: str, image_sha256: str, mask_sha256: str | None, options: Options) -> str:
+    """The same for equal work of one owner."""
+    told = json.dumps([owner, image_sha256, mask_sha256, asdict(options)])
+    return hashlib.sha256(told.encode()).hexdigest()[: 2 * ID_BYTES]
+
+
+@dataclass
+class Archive:
+    """The store of one service, which alone may write to it. All is known in memory, too.
+
+    Threads may change it at the same time; who reads it takes a copy first, as `list(...)` does in one step.
+    """
+
+    root: Path
+    lock: FileLock
+    pictures: dict[str, Picture] = field(default_factory=dict[str, Picture])
+    jobs: dict[str, Job] = field(default_factory=dict[str, Job])
+    ends: dict[str, End] = field(default_factory=dict[str, End])
+    _changing: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def open(cls, root: Path) -> Self:
+        """Reads what is there, and removes what was cut short. Raises OutputBusy where another service runs on it."""
+        with storage_errors(root):
+            for name in ("incoming", "pictures", "jobs"):
+                make_folders(root / name)
+        lock = FileLock.try_take(root / "lock")
+        if lock is None:
+            raise OutputBusy(f"{root}: another service runs on this store; end it, or give another --store")
+        archive = cls(root, lock)
+        with storage_errors(root):
+            shutil.rmtree(root / "incoming")
+            make_folders(root / "incoming")
+            for path in (root / "pictures").iterdir():
+                archive._read_picture(path)
+            for path in (root / "jobs").glob("*.json"):
+                archive._read_job(path)
+            used = {job.picture for job in archive.jobs.values()}
+            for name in archive.pictures.keys() - used:
+                archive._remove(name)
+        return archive
+
+    def close(self) -> None:
+        self.lock.release()
+
+    def incoming(self) -> Path:
+        """A new folder for an upload."""
+        folder = self.root / "incoming" / secrets.token_hex(ID_BYTES)
+        with storage_errors(folder):
+            folder.mkdir()
+        return folder
+
+    def folder(self, picture: str) -> Path:
+        return self.root / "pictures" / picture
+
+    def accept(self, upload: Path, picture: Picture, job: Job) -> None:
+        """Makes an upload, a folder of `incoming`, a picture, where it is new, and stores who asked for it."""
+        folder = self.folder(picture.id)
+        with self._changing, storage_errors(folder):
+            if picture.id in self.pictures:
+                shutil.rmtree(upload)
+            else:
+                write_atomic(upload / _PICTURE, seal(asdict(picture)))
+                fsync_folder(upload)
+                upload.rename(folder)
+                fsync_folder(folder.parent)
+                self.pictures[picture.id] = picture
+            write_atomic(self._job_path(job.id), seal(asdict(job)))
+            self.jobs[job.id] = job
+
+    def end(self, picture: str, end: End) -> None:
+        """Stores how a picture ended."""
+        with self._changing:
+            if picture not in self.pictures:
+                return
+            write_atomic(self.folder(picture) / _END, seal(asdict(end)))
+            self.ends[picture] = end
+
+    def drop(self, job: str) -> str | None:
+        """Removes a job, and its picture where no other job is of it: the name of that picture."""
+        with self._changing, storage_errors(self.root):
+            found = self.jobs.pop(job)
+            self._job_path(job).unlink(missing_ok=True)
+            if any(other.picture == found.picture for other in list(self.jobs.values())):
+                return None
+            self._remove(found.picture)
+        return found.picture
+
+    def unfinished(self) -> list[Picture]:
+        """What a service that starts has to go on with, in the order in which it was accepted."""
+        first: dict[str, float] = {}
+        for job in list(self.jobs.values()):
+            first[job.picture] = min(job.created, first.get(job.picture, job.created))
+        left = [picture for picture in list(self.pictures.values()) if picture.id not in self.ends]
+        return sorted(left, key=lambda picture: first[picture.id])
+
+    def bytes_of(self, owner: str) -> int:
+        """What an owner's pictures take, or will take at most."""
+        return sum(self._bytes(picture) for picture in list(self.pictures.values()) if picture.owner == owner)
+
+    def expired(self, before: float) -> Sequence[Job]:
+        """Jobs whose pictures ended before a moment (Unix time)."""
+        return [job for job in list(self.jobs.values()) if (end := self.ends.get(job.picture)) and end.ended < before]
+
+    def find_job(self, owner: str, idempotency_key: str) -> Job | None:
+        """The job that this key of its client's choice was used for."""
+        wanted = owner, idempotency_key
+        return next((job for job in list(self.jobs.values()) if (job.owner, job.idempotency_key) == wanted), None)
+
+    def _bytes(self, picture: Picture) -> int:
+        end = self.ends.get(picture.id)
+        return picture.projected_bytes if end is None else end.stored_bytes
+
+    def _job_path(self, job: str) -> Path:
+        return self.root / "jobs" / f"{job}.json"
+
+    def _remove(self, picture: str) -> None:
+        del self.pictures[picture]
+        self.ends.pop(picture, None)
+        aside = self.root / "incoming" / secrets.token_hex(ID_BYTES)
+        self.folder(picture).rename(aside)  # at once: half a removal is none
+        shutil.rmtree(aside, ignore_errors=True)  # a worker may still write there: the next start removes the rest
+
+    def _read_picture(self, folder: Path) -> None:
+        try:
+            picture = read_picture(folder)
+        except StorageError:
+            shutil.rmtree(folder)
+            return
+        self.pictures[picture.id] = picture
+        end = _read(folder / _END)
+        if end is not None:
+            failure = end.pop("failure")
+            self.ends[picture.id] = End(failure=None if failure is None else Failure(**failure), **end)
+
+    def _read_job(self, path: Path) -> None:
+        found = _read(path)
+        if found is None or found["picture"] not in self.pictures:
+            path.unlink()
+        else:
+            self.jobs[found["id"]] = Job(**found)
+
+
+def read_picture(folder: Path) -> Picture:
+    """What is to be done with the files in a picture's folder. Raises StorageError where it is gone, or damaged."""
+    found = _read(folder / _PICTURE)
+    if found is None:
+        raise StorageError(f"{folder}: 0 pictures are here; it was dropped, or its record is damaged")
+    sizes = {name: Size(**found.pop(name)) for name in ("size", "output")}
+    return Picture(options=Options(**found.pop("options")), **sizes, **found)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return unseal(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def stored_bytes(folder: Path) -> int:
+    """Of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,333 @@
+"""The front desk of a service: what it accepts, what it knows of each job, what it tells the scheduler.
+
+All is done on one event loop; what touches the disk or takes time runs in threads.
+"""
+
+import asyncio
+import hmac
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+from engine.errors import (
+    BadRequest,
+    Conflict,
+    InputError,
+    NotFound,
+    OutputTooLarge,
+    QueueFull,
+    StoreFull,
+    TooManyPixels,
+    TooManyRequests,
+)
+from engine.geometry import Box, Size
+from engine.header import SUFFIXES, format_of, read_header
+from engine.isolate import probe_in_child
+from engine.request import Request, output_size
+from engine.serve.archive import Archive, End, Job, Options, Picture, picture_id, stored_bytes
+from engine.serve.gallery import Gallery
+from engine.serve.keys import Owner
+from engine.serve.queue import Failure, Progress, State
+from engine.serve.upload import File, Form, receive
+from engine.store import free_bytes, write_atomic
+from engine.tiling.grid import Grid
+from engine.tiling.plan import canvas_bytes
+
+log = logging.getLogger(__name__)
+
+FOLLOW_S = 0.2
+SWEEP_S = 60.0
+RETRY_S = 5.0
+"""What a client is told to wait where no rate is known."""
+READY_WITHIN_S = 10.0
+"""The scheduler has answered within, or the service is not ready."""
+_TOKEN_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is refused before anything is decoded."""
+
+    max_bytes: int = 2 << 30
+    """Of one request's body."""
+    max_pixels: int = 1 << 28
+    """Of an input."""
+    max_output_pixels: int = 1 << 34
+    max_queue_megapixels: float = 20_000.0
+    """Of output, waiting or drawn, of all keys together; one key may fill half of it, where there are keys."""
+    max_waiting_uploads: int = 64
+    retention_s: float = 7 * 86400.0
+    """After their end pictures are removed."""
+    keep_free_bytes: int = 1 << 30
+    """Of the disk."""
+
+
+class Told(Protocol):
+    """As `engine.serve.cluster.Snapshot`."""
+
+    generation: str
+    progress: dict[str, Progress]
+    ended: tuple[tuple[str, Failure | None], ...]
+    megapixels_left: float
+    megapixels_left_of: dict[str, float]
+    megapixels_per_s: float | None
+    num_workers: int
+
+
+@dataclass(slots=True)
+class Desk:
+    """See the module. `scheduler` is a handle of `engine.serve.cluster.Scheduler`."""
+
+    archive: Archive
+    scheduler: Any
+    limits: Limits
+    gallery: Gallery = field(default_factory=Gallery)
+    told: Any = None
+    told_at: float = float("-inf")
+    _secret: bytes = b""
+    _looks: dict[tuple[str, Box, int], None] = field(default_factory=dict[tuple[str, Box, int], None])
+    _fresh: dict[str, tuple[str, float]] = field(default_factory=dict[str, tuple[str, float]])
+    """Accepted and not in a snapshot yet: owners and megapixels."""
+    _uploads: int = 0
+    _num_told: int = 0
+
+    def __post_init__(self) -> None:
+        path = self.archive.root / "secret"
+        if not path.exists():
+            write_atomic(path, secrets.token_bytes(32))
+            path.chmod(0o600)
+        self._secret = path.read_bytes()
+
+    # What is asked.
+
+    def job(self, job_id: str, owner: Owner | None) -> Job:
+        """A job of an owner, or of anybody's where the caller may look at it otherwise. Raises NotFound."""
+        job = self.archive.jobs.get(job_id)
+        if job is None or (owner is not None and job.owner != owner.name):
+            raise NotFound("0 jobs of this key have this id")
+        return job
+
+    def token(self, job_id: str) -> str:
+        """Who has it may look at a job: it is in the addresses that are given out."""
+        return hmac.new(self._secret, job_id.encode(), sha256).hexdigest()[: 2 * _TOKEN_BYTES]
+
+    def is_token(self, job_id: str, token: str) -> bool:
+        return hmac.compare_digest(self.token(job_id).encode(), token.encode())
+
+    def progress(self, picture: str) -> tuple[Progress, Failure | None]:
+        """How far a picture is."""
+        end = self.archive.ends.get(picture)
+        if end is not None:
+            state = State.DONE if end.failure is None else State.FAILED
+            return Progress(state, 1.0 if end.failure is None else 0.0, None, 0.0), end.failure
+        found = None if self.told is None else self.told.progress.get(picture)
+        return found or Progress(State.QUEUED, 0.0, None, None), None
+
+    def folder(self, job: Job) -> Path:
+        return self.archive.folder(job.picture)
+
+    def look(self, job: Job, box: Box, *, level: int) -> None:
+        """Someone sees a part of a picture that is not finished."""
+        self._looks[job.picture, box, level] = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new work would be done: the scheduler answers, a worker lives, the disk has room."""
+        fresh = time.monotonic() - self.told_at < READY_WITHIN_S
+        return fresh and self.told.num_workers > 0 and free_bytes(self.archive.root) > self.limits.keep_free_bytes
+
+    # What is accepted.
+
+    def check_room(self, owner: Owner, *, num_bytes: int, megapixels: float = 0.0) -> None:
+        """Raises TooManyRequests, QueueFull or StoreFull where there is no room for more work."""
+        left, of_owner, rate = sum(mp for _, mp in self._fresh.values()), 0.0, None
+        of_owner += sum(mp for name, mp in self._fresh.values() if name == owner.name)
+        if self.told is not None:
+            left += self.told.megapixels_left
+            of_owner += self.told.megapixels_left_of.get(owner.name, 0.0)
+            rate = self.told.megapixels_per_s
+        most = self.limits.max_queue_megapixels
+        retry_s = RETRY_S if not rate else min(600.0, max(1.0, 0.1 * left / rate))
+        if owner.max_bytes < 1 << 60 and of_owner and of_owner + megapixels > most / 2:
+            raise TooManyRequests(
+                f"{of_owner:.0f} megapixels of this key wait, {most / 2:.0f} are its share; wait for some to be done",
+                retry_after_s=retry_s,
+            )
+        if left and left + megapixels > most:
+            raise QueueFull(f"{left:.0f} megapixels wait, {most:.0f} are the most; wait", retry_after_s=retry_s)
+        if self._uploads >= self.limits.max_waiting_uploads:
+            raise QueueFull(f"{self._uploads} uploads are on their way, the most at once; wait", retry_after_s=1.0)
+        used = self.archive.bytes_of(owner.name)
+        if used + num_bytes > owner.max_bytes:
+            raise StoreFull(
+                f"{used + num_bytes:,} bytes are needed for this key's pictures, it may have {owner.max_bytes:,}; "
+                "delete some"
+            )
+        free = free_bytes(self.archive.root) - self.limits.keep_free_bytes
+        if num_bytes > free:
+            raise StoreFull(f"{num_bytes:,} bytes are needed, {max(0, free):,} are free; come back later")
+
+    async def submit(
+        self,
+        owner: Owner,
+        body: AsyncIterator[bytes],
+        *,
+        content_type: str | None,
+        content_length: int | None,
+        idempotency_key: str | None,
+        parse_options: Callable[[bytes], Options],
+    ) -> tuple[Job, bool]:
+        """Takes an upload; whether it is a new job. Durable when this returns. Raises what says why not."""
+        self.check_room(owner, num_bytes=content_length or 0)
+        self._uploads += 1
+        folder = await asyncio.to_thread(self.archive.incoming)
+        try:
+            form = await receive(
+                body, content_type, folder, max_bytes=self.limits.max_bytes, early=self._check_beginning
+            )
+            options = parse_options(form.texts.get("options", b"{}"))
+            picture = await asyncio.to_thread(self._probed, owner, form, options, folder)
+            self.check_room(owner, num_bytes=picture.projected_bytes, megapixels=picture.megapixels)
+            if idempotency_key is not None and (known := self.archive.find_job(owner.name, idempotency_key)):
+                if known.picture != picture.id:
+                    raise Conflict("the idempotency key was used for 1 other picture; choose a new key for this one")
+                return known, False
+            name = form.files["image"].name
+            job = Job(secrets.token_hex(16), owner.name, picture.id, name, time.time(), idempotency_key)
+            await asyncio.to_thread(self.archive.accept, folder, picture, job)
+            if picture.id not in self.archive.ends:
+                self._fresh[picture.id] = owner.name, picture.megapixels
+                await self._add([picture])
+            return job, True
+        finally:
+            self._uploads -= 1
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def drop(self, job: Job) -> str | None:
+        """Forgets a job: the picture to be dropped with it."""
+        picture = self.archive.drop(job.id)
+        if picture is not None:
+            self.gallery.forget(self.archive.folder(picture))
+            self._fresh.pop(picture, None)
+        return picture
+
+    async def delete(self, job: Job) -> None:
+        """Ends a job and removes what only it needs."""
+        picture = await asyncio.to_thread(self.drop, job)
+        if picture is not None:
+            await self.scheduler.drop.remote(picture)
+
+    def _check_beginning(self, path: Path) -> None:
+        """Of an upload on its way: refuses what its header already says is too much."""
+        with path.open("rb") as file:
+            kind = format_of(file.read(16))
+            if kind is None:
+                return  # said when all of it is there, with the reason
+            file.seek(0)
+            try:
+                size = read_header(file, path.with_suffix(SUFFIXES[kind][0])).size
+            except InputError:
+                return  # the header may not be complete
+        self._check_pixels(size)
+
+    def _check_pixels(self, size: Size) -> None:
+        if size.num_pixels > self.limits.max_pixels:
+            raise TooManyPixels(
+                f"image: the header says {size.num_pixels:,} pixels, {self.limits.max_pixels:,} are the most; send less"
+            )
+
+    def _probed(self, owner: Owner, form: Form, options: Options, folder: Path) -> Picture:
+        """What was uploaded, with names that say what it is, as far as headers tell."""
+        image, mask = form.files["image"], form.files.get("mask")
+        path = _named(image)
+        try:
+            info = probe_in_child(path, max_pixels=self.limits.max_pixels, page=options.page)
+            masked = None if mask is None else _named(mask)
+            if masked is not None:
+                found = probe_in_child(masked, max_pixels=self.limits.max_pixels)
+                if found.size != info.size:
+                    raise BadRequest(f"mask: is {found.size} px, the image is {info.size} px; make them the same size")
+        except InputError as error:
+            raise type(error)(str(error).replace(f"{folder}/", "")) from None
+        output = output_size(Request(scale=options.scale, long_side_px=options.long_side_px), info.size)
+        if output.num_pixels > self.limits.max_output_pixels:
+            raise OutputTooLarge(
+                f"the output would have {output.num_pixels:,} pixels, {self.limits.max_output_pixels:,} are the most; "
+                "ask for a lower scale"
+            )
+        sizes = (output, info.size) if mask is None else (output, info.size, info.size)
+        projected = 2 * sum(canvas_bytes(Grid(size), info.channels, info.dtype) for size in sizes)
+        return Picture(
+            id=picture_id(owner.name, image.sha256, None if mask is None else mask.sha256, options),
+            owner=owner.name,
+            image=path.name,
+            mask=None if masked is None else masked.name,
+            options=options,
+            size=info.size,
+            output=output,
+            upload_bytes=form.num_bytes,
+            projected_bytes=projected + form.num_bytes,
+        )
+
+    # What goes on.
+
+    async def follow(self) -> None:
+        """Asks the scheduler where it is, for ever, and tells it what it does not know."""
+        swept = time.monotonic()
+        while True:
+            try:
+                await self._follow_once()
+            except Exception:
+                log.warning("the scheduler does not answer", exc_info=True)
+            if time.monotonic() - swept > SWEEP_S:
+                swept = time.monotonic()
+                await self.sweep(time.time())
+            await asyncio.sleep(FOLLOW_S)
+
+    async def sweep(self, now: float) -> int:
+        """Removes what has ended long ago; how many jobs."""
+        expired = self.archive.expired(now - self.limits.retention_s)
+        for job in expired:
+            await self.delete(job)
+        return len(expired)
+
+    async def _follow_once(self) -> None:
+        looks, self._looks = list(self._looks), {}
+        told = await self.scheduler.snapshot.remote(looks, self._num_told)
+        if self.told is None or told.generation != self.told.generation:
+            self._num_told = 0
+            await self._add(self.archive.unfinished())
+        else:
+            self._num_told = len(told.ended)
+            for picture, failure in told.ended:
+                await asyncio.to_thread(self._end, picture, failure)
+        for picture in [name for name in self._fresh if name in told.progress or name in self.archive.ends]:
+            del self._fresh[picture]
+        self.told, self.told_at = told, time.monotonic()
+
+    def _end(self, picture: str, failure: Failure | None) -> None:
+        folder = self.archive.folder(picture)
+        if picture in self.archive.pictures and picture not in self.archive.ends:
+            self.archive.end(picture, End(time.time(), failure, stored_bytes(folder)))
+        self.gallery.forget(folder)
+
+    async def _add(self, pictures: list[Picture]) -> None:
+        await self.scheduler.add.remote([(picture.id, picture.owner, picture.megapixels) for picture in pictures])
+
+
+def _named(file: File) -> Path:
+    """Gives an uploaded file the suffix of what it holds, or, where that is unknown, of what it is called."""
+    with file.path.open("rb") as opened:
+        kind = format_of(opened.read(16))
+    known = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
+    called = Path(file.name).suffix.lower()
+    suffix = SUFFIXES[kind][0] if kind is not None else called if called in known else ".bin"
+    path = file.path.with_suffix(suffix)
+    file.path.rename(path)
+    return path

@@ -1,0 +1,66 @@
+"""The pictures of a store as views: which canvas shows what, opened once and kept for a while."""
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from engine.errors import NotFound, NotReady, StorageError
+from engine.serve.view import Difference, Growing, Stored, View
+from engine.tiling.canvas import Canvas, stored_plan
+from engine.tiling.layout import stored_metadata
+
+RESTORED, ORIGINAL, MASK, DIFFERENCE = "restored", "original", "mask", "difference"
+LAYERS = (RESTORED, ORIGINAL, MASK, DIFFERENCE)
+OVERVIEW = "overview.npy"
+_MOST_OPEN = 64
+
+
+class Gallery:
+    """Opens views. Threads may ask at the same time."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[tuple[Path, str], View] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def view(self, folder: Path, layer: str) -> View:
+        """A layer of the picture in a folder. Raises NotFound for one that it has not, NotReady for one to come."""
+        if layer == DIFFERENCE:
+            return Difference(self.view(folder, RESTORED), self.view(folder, ORIGINAL))
+        if layer not in LAYERS:
+            raise NotFound(f"{layer!r} is none of the layers {', '.join(LAYERS)}")
+        final = folder / "out" / f"{layer}.zarr"
+        with self._lock:
+            found = self._open.get((folder, layer))
+            if found is not None:
+                self._open.move_to_end((folder, layer))
+        if isinstance(found, Stored) or (found is not None and not final.exists()):
+            return found
+        made = self._opened(folder, final, layer)
+        with self._lock:
+            self._open[folder, layer] = made
+            while len(self._open) > _MOST_OPEN:
+                self._open.popitem(last=False)
+        return made
+
+    def forget(self, folder: Path) -> None:
+        """Drops what is kept of a picture."""
+        with self._lock:
+            for layer in LAYERS:
+                self._open.pop((folder, layer), None)
+
+    @staticmethod
+    def _opened(folder: Path, final: Path, layer: str) -> View:
+        try:
+            if final.exists():
+                return Stored(Canvas.load(final), stored_metadata(final).icc)
+            for root in final.parent.glob(f"{layer}.*.inprogress.zarr"):
+                plan = stored_plan(root)
+                if plan is not None and layer == RESTORED:
+                    overview = np.load(folder / OVERVIEW, allow_pickle=False)
+                    return Growing(Canvas.join(plan, final.parent), overview, stored_metadata(root).icc)
+        except (StorageError, OSError, ValueError):
+            if not folder.exists():
+                raise NotFound("the picture was dropped") from None
+        raise NotReady(f"{layer}: 0 pixels are there yet; ask again in a second")

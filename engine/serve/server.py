@@ -1,0 +1,111 @@
+"""Runs the endpoint: uvicorn in front, Ray Serve behind (see docs/decisions)."""
+
+import asyncio
+from pathlib import Path
+from typing import Any, cast
+
+import h11
+import uvicorn
+from ray.exceptions import RayTaskError
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from engine.errors import EngineError, PlanError
+from engine.serve.app import Export, make_app
+from engine.serve.archive import Archive
+from engine.serve.cluster import Service, running
+from engine.serve.desk import Desk, Limits
+from engine.serve.keys import Keys
+
+HEADERS_S = 10.0
+"""A client may take so long to send the headers of a request."""
+MOST_HEADER_BYTES = 32 << 10
+DRAINING_S = 20
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+
+
+class PatientProtocol(H11Protocol):
+    """Closes connections whose headers do not come to an end."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._waiting is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._waiting = self.loop.call_later(HEADERS_S, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _give_up(self) -> None:
+        body = b"the headers took too long"
+        self.transport.write(
+            b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        self.transport.close()
+
+
+def serve(
+    store: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    keys_file: Path | None = None,
+    limits: Limits | None = None,
+    replicas: tuple[int, int] = (1, 2),
+    model: str | None = None,
+) -> None:
+    """Runs until it is told to end. Raises PlanError where others could reach it and it has no keys."""
+    keys = Keys() if keys_file is None else Keys.read(keys_file)
+    if host not in LOOPBACK and not keys.owners:
+        raise PlanError(f"{host}: 0 keys protect a service that others reach; give --keys FILE, or leave out --host")
+    archive = Archive.open(store)
+    try:
+        with running(store.resolve(), replicas=replicas, model=model) as service:
+            desk = Desk(archive, service.scheduler, limits or Limits())
+            app = make_app(desk, keys, exporter(service), hosts=() if keys.owners else LOOPBACK)
+            config = uvicorn.Config(
+                app,
+                host=host,
+                port=port,
+                http=PatientProtocol,
+                ws="none",
+                h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+                timeout_keep_alive=5,
+                timeout_graceful_shutdown=DRAINING_S,
+                server_header=False,
+                access_log=False,
+                log_level="warning",
+            )
+            uvicorn.Server(config).run()
+    finally:
+        archive.close()
+
+
+def exporter(service: Service) -> Export:
+    """Exports by one of the replicas."""
+
+    async def export(folder: Path, picture: str, fmt: str) -> Path:
+        try:
+            return Path(cast("str", await service.replicas.export.remote(picture, fmt)))
+        except RayTaskError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, EngineError):
+                raise type(cause)(str(cause).replace(f"{folder.resolve()}/", "")) from None
+            raise
+
+    return export

@@ -1,0 +1,139 @@
+"""A worker's part of a service: it does the tasks that the queue gives out. Nothing here knows Ray or HTTP."""
+
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+
+from engine.receipt import Job, published_canvas
+from engine.request import Request
+from engine.restoration import Part, Restorer, export_finished
+from engine.serve.archive import Picture
+from engine.serve.gallery import MASK, ORIGINAL, OVERVIEW, RESTORED
+from engine.serve.queue import Began, Kind, Task
+from engine.tiling.canvas import scratch_of
+from engine.tiling.grid import ShardKey
+
+SHARD_PX = 1024
+"""A quarter of an archive's: what is looked at is there sooner."""
+_MOST_OPEN = 3
+"""Pictures that a worker keeps decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a picture of the service lies, and what is made of it."""
+
+    folder: Path
+    picture: Picture
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    @property
+    def request(self) -> Request:
+        options = self.picture.options
+        return Request(
+            scale=options.scale,
+            long_side_px=options.long_side_px,
+            page=options.page,
+            strip_metadata=options.strip_metadata,
+        )
+
+    @property
+    def job(self) -> Job:
+        """The restoration."""
+        mask = None if self.picture.mask is None else self.folder / self.picture.mask
+        return self._job(self.folder / self.picture.image, mask, RESTORED)
+
+    def layers(self) -> Iterator[tuple[Job, Request]]:
+        """What is shown beside it, with a pyramid of its own: the same pixels, stored as the service stores all."""
+        yield self._job(self.folder / self.picture.image, None, ORIGINAL), Request(page=self.picture.options.page)
+        if self.picture.mask is not None:
+            yield self._job(self.folder / self.picture.mask, None, MASK), Request()
+
+    def _job(self, image: Path, mask: Path | None, name: str) -> Job:
+        return Job(image, mask, self.out, name, ("ome-zarr",), max_pixels=1 << 40, shard_px=SHARD_PX)
+
+
+class Studio:
+    """Begins, draws and finishes pictures in this process, one task after another."""
+
+    def __init__(self, *, model: str | None = None, threads: int | None = None) -> None:
+        self._restorer = Restorer(model=model, threads=threads)
+        self._parts: OrderedDict[str, tuple[Part, Path]] = OrderedDict()
+
+    def begin(self, site: Site) -> Began:
+        """Lays the canvas out, and makes what is shown before it is drawn. Raises what `Restorer` raises."""
+        for job, request in site.layers():
+            self._restorer.restore(job, request)
+        plan, tiling, _ = self._restorer.plan(site.job, site.request)
+        if not self._restorer.lay_out(site.job, site.request):
+            return Began(plan.grid, 1, frozenset(plan.grid.all_keys()))
+        part = self._part(site)
+        path = site.folder / OVERVIEW
+        if not path.exists():
+            partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+            with partial.open("wb") as file:
+                np.save(file, part.overview())
+            partial.rename(path)
+        across = max(1, tiling.tile_px * int(plan.parameters["scale"]) // SHARD_PX)
+        return Began(plan.grid, across, frozenset(key for key in plan.grid.all_keys() if part.canvas.is_done(key)))
+
+    def draw(self, site: Site, keys: tuple[ShardKey, ...]) -> None:
+        """Draws and stores shards."""
+        for _ in self._part(site).draw(keys):
+            pass
+
+    def finish(self, site: Site) -> None:
+        """Checks what is drawn, and gives it its final name."""
+        self.forget(site.picture.id)
+        self._restorer.restore(site.job, site.request)
+
+    def do(self, task: Task, site: Site) -> Began | None:
+        """A task of any kind; what is known after the first. Raises an EngineError whose message names no path."""
+        if task.kind is Kind.BEGIN:
+            return self.begin(site)
+        if task.kind is Kind.DRAW:
+            self.draw(site, task.keys)
+        else:
+            self.finish(site)
+        return None
+
+    def forget(self, picture: str) -> None:
+        """Drops what is kept of a picture."""
+        found = self._parts.pop(picture, None)
+        if found is not None:
+            shutil.rmtree(found[1], ignore_errors=True)
+
+    def close(self) -> None:
+        for picture in list(self._parts):
+            self.forget(picture)
+
+    def _part(self, site: Site) -> Part:
+        """The picture, decoded; of several, the last ones used stay so."""
+        name = site.picture.id
+        if name not in self._parts:
+            while len(self._parts) >= _MOST_OPEN:
+                self.forget(next(iter(self._parts)))
+            plan, _, _ = self._restorer.plan(site.job, site.request)
+            scratch = scratch_of(plan.working_folder(site.out)) / f"{os.getpid()}-{uuid4().hex}"
+            scratch.mkdir(parents=True)
+            self._parts[name] = Part(self._restorer, site.job, site.request, scratch), scratch
+        self._parts.move_to_end(name)
+        return self._parts[name][0]
+
+
+def export(site: Site, fmt: str) -> Path:
+    """The finished picture as a file of another format, made where it is not there yet."""
+    job = Job(site.job.image, None, site.out, RESTORED, (fmt,))
+    target = job.targets[fmt]
+    if not target.exists():
+        export_finished(published_canvas(site.out, RESTORED), out=site.out, formats=(fmt,))
+    return target
