@@ -194,7 +194,7 @@ class Queue:
         for name, picture in sorted(self._pictures.items(), key=lambda item: item[1].order):
             ahead += picture.megapixels_left
             seconds_left = ahead / rate if rate else None
-            if picture.began is None and not picture.tasks:
+            if picture.began is None:
                 position += 1
                 found[name] = Progress(State.QUEUED, 0.0, position, seconds_left)
             else:

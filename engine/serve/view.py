@@ -29,6 +29,9 @@ MARGIN_PX = 4
 """Beside what is enlarged, so that where it was cut does not show."""
 JPEG_QUALITY, WEBP_QUALITY = 90, 85
 
+_INTERPRETATION = {"uint8": ("b-w", "srgb"), "uint16": ("grey16", "rgb16")}
+"""Libvips' words for grey and colour; without them it takes the fourth channel for black ink."""
+
 Shown = NDArray[np.uint8]
 """(h, w, 3) or (h, w, 1)"""
 
@@ -201,6 +204,7 @@ def shown(view: View, request: ImageRequest) -> tuple[Shown, bool]:
         pixels = cv2.resize(pixels, (request.size.w, request.size.h), interpolation=cv2.INTER_AREA)
         pixels = cast("Pixels", pixels).reshape(request.size.h, request.size.w, -1)
     image = pyvips.Image.new_from_array(np.ascontiguousarray(pixels))
+    image = image.copy(interpretation=_INTERPRETATION[pixels.dtype.name][0 if pixels.shape[2] <= 2 else 1])
     if view.profile is not None:
         image = vips.carrying(image, {"icc-profile-data": view.profile})
     return _array(for_the_web(image)), read.final

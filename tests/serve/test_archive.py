@@ -1,0 +1,125 @@
+"""What a service has accepted is there again after it was killed; what was cut short is not."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.errors import OutputBusy
+from engine.geometry import Size
+from engine.serve.archive import Archive, End, Job, Options, Picture, picture_id, stored_bytes
+from engine.serve.queue import Failure
+
+
+def upload(archive: Archive, text: bytes = b"pixels") -> Path:
+    folder = archive.incoming()
+    (folder / "image.png").write_bytes(text)
+    return folder
+
+
+def picture(name: str = "p", owner: str = "a") -> Picture:
+    return Picture(name, owner, "image.png", None, Options(scale=4), Size(10, 20), Size(40, 80), 6, 1000)
+
+
+def job(name: str, of: str = "p", owner: str = "a", created: float = 1.0) -> Job:
+    return Job(name, owner, of, "scan é.png", created)
+
+
+def test_what_was_accepted_is_there_again(tmp_path):
+    archive = Archive.open(tmp_path)
+    archive.accept(upload(archive), picture(), job("one"))
+    archive.accept(upload(archive, b"other"), picture("q"), replace(job("two", "q"), idempotency_key="k"))
+    archive.end("q", End(5.0, Failure("unreadable-input", "image.png: is not"), 7))
+    archive.close()
+    again = Archive.open(tmp_path)
+    assert (again.pictures, again.jobs, again.ends) == (archive.pictures, archive.jobs, archive.ends)
+    assert [each.id for each in again.unfinished()] == ["p"]
+    assert (again.folder("p") / "image.png").read_bytes() == b"pixels"
+    assert again.find_job("a", "k") == again.jobs["two"]
+    assert again.find_job("b", "k") is None
+    again.close()
+
+
+def test_one_service_at_a_time(tmp_path):
+    archive = Archive.open(tmp_path)
+    with pytest.raises(OutputBusy, match="another service"):
+        Archive.open(tmp_path)
+    archive.close()
+    Archive.open(tmp_path).close()
+
+
+def test_equal_work_is_one_picture_until_its_last_job_goes(tmp_path):
+    archive = Archive.open(tmp_path)
+    archive.accept(upload(archive), picture(), job("one"))
+    archive.accept(upload(archive), picture(), job("two"))
+    assert len(archive.pictures) == 1
+    assert list((tmp_path / "incoming").iterdir()) == []
+    assert archive.drop("one") is None
+    assert archive.folder("p").exists()
+    assert archive.drop("two") == "p"
+    assert not archive.folder("p").exists()
+    assert list((tmp_path / "jobs").iterdir()) == []
+    archive.close()
+
+
+def test_what_is_equal():
+    same = picture_id("a", "1" * 64, None, Options(scale=4))
+    assert same == picture_id("a", "1" * 64, None, Options(scale=4))
+    others = [
+        picture_id("b", "1" * 64, None, Options(scale=4)),
+        picture_id("a", "2" * 64, None, Options(scale=4)),
+        picture_id("a", "1" * 64, "3" * 64, Options(scale=4)),
+        picture_id("a", "1" * 64, None, Options(scale=2)),
+    ]
+    assert len({same, *others}) == 5
+
+
+def test_what_was_cut_short_is_removed(tmp_path):
+    archive = Archive.open(tmp_path)
+    archive.accept(upload(archive), picture(), job("one"))
+    upload(archive)  # killed while it was received
+    archive.accept(upload(archive), picture("q"), job("two", "q"))
+    archive.accept(upload(archive), picture("r"), job("three", "r"))
+    archive.close()
+    (tmp_path / "jobs" / "two.json").unlink()  # killed before the job's record was stored
+    damaged = tmp_path / "jobs" / "three.json"
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    again = Archive.open(tmp_path)
+    assert set(again.jobs) == {"one"}
+    assert set(again.pictures) == {"p"}
+    assert list((tmp_path / "incoming").iterdir()) == []
+    again.close()
+
+
+def test_a_picture_whose_folder_lost_its_record_is_no_job(tmp_path):
+    archive = Archive.open(tmp_path)
+    archive.accept(upload(archive), picture(), job("one"))
+    archive.close()
+    (tmp_path / "pictures" / "p" / "picture.json").unlink()
+    again = Archive.open(tmp_path)
+    assert (again.jobs, again.pictures) == ({}, {})
+    again.close()
+
+
+def test_bytes_and_age(tmp_path):
+    archive = Archive.open(tmp_path)
+    archive.accept(upload(archive), picture(), job("one"))
+    archive.accept(upload(archive), picture("q", "b"), job("two", "q", "b"))
+    assert archive.bytes_of("a") == 1000  # at most, while it is under way
+    stored = stored_bytes(archive.folder("p"))
+    archive.end("p", End(100.0, None, stored))
+    assert archive.bytes_of("a") == stored < 1000
+    assert [each.id for each in archive.expired(100.5)] == ["one"]
+    assert archive.expired(99.5) == []
+    archive.close()
+
+
+def test_the_end_of_a_dropped_picture_is_nothing(tmp_path):
+    archive = Archive.open(tmp_path)
+    archive.accept(upload(archive), picture(), job("one"))
+    archive.drop("one")
+    archive.end("p", End(1.0))
+    assert archive.ends == {}
+    shutil.rmtree(tmp_path / "jobs")
+    archive.close()
