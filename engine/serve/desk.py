@@ -29,7 +29,7 @@ from engine.errors import (
 from engine.geometry import Box, Size
 from engine.header import SUFFIXES, format_of, read_header
 from engine.isolate import probe_in_child
-from engine.request import Request, output_size
+from engine.request import Request, output_size, render_scale
 from engine.serve.archive import Archive, End, Job, Options, Picture, picture_id, stored_bytes
 from engine.serve.gallery import Gallery
 from engine.serve.keys import Owner
@@ -255,7 +255,9 @@ class Desk:
                     raise BadRequest(f"mask: is {found.size} px, the image is {info.size} px; make them the same size")
         except InputError as error:
             raise type(error)(str(error).replace(f"{folder}/", "")) from None
-        output = output_size(Request(scale=options.scale, long_side_px=options.long_side_px), info.size)
+        request = Request(scale=options.scale, long_side_px=options.long_side_px)
+        render_scale(request, info.size)  # or it is more than the network enlarges
+        output = output_size(request, info.size)
         if output.num_pixels > self.limits.max_output_pixels:
             raise OutputTooLarge(
                 f"the output would have {output.num_pixels:,} pixels, {self.limits.max_output_pixels:,} are the most; "

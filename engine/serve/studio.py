@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
+from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 
@@ -131,9 +132,19 @@ class Studio:
 
 
 def export(site: Site, fmt: str) -> Path:
-    """The finished picture as a file of another format, made where it is not there yet."""
-    job = Job(site.job.image, None, site.out, RESTORED, (fmt,))
-    target = job.targets[fmt]
+    """The finished picture as a file of another format, made where it is not there yet; `ome-zarr` is zipped."""
+    canvas = published_canvas(site.out, RESTORED)
+    if fmt != "ome-zarr":
+        target = Job(site.job.image, None, site.out, RESTORED, (fmt,)).targets[fmt]
+        if not target.exists():
+            export_finished(canvas, out=site.out, formats=(fmt,))
+        return target
+    target = site.folder / f"{RESTORED}.ozx"
     if not target.exists():
-        export_finished(published_canvas(site.out, RESTORED), out=site.out, formats=(fmt,))
+        partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
+        with ZipFile(partial, "w", ZIP_STORED) as archive:
+            files = [path for path in sorted(canvas.rglob("*")) if path.is_file() and "_engine" not in path.parts]
+            for path in sorted(files, key=lambda path: path.name != "zarr.json"):  # RFC 9 of OME-Zarr: metadata first
+                archive.write(path, path.relative_to(canvas).as_posix())
+        partial.rename(target)
     return target
