@@ -33,7 +33,7 @@ from engine.tiling.seal import seal
 from engine.train.damage import LIGHT, damage_mask
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = REPOSITORY / "bench" / "results" / "batch.json"
+RESULTS = REPOSITORY / "bench" / "results"
 TILE_ACTOR = "MapWorker(MapBatches(TileActor))"
 ENDING_S = 30.0
 _GRAIN = 8
@@ -265,14 +265,15 @@ def spread(values: Sequence[float], *, digits: int = 3) -> dict[str, Any]:
     return {"median": round(median(values), digits), "each": [round(value, digits) for value in values]}
 
 
-def record(key: str, figures: Mapping[str, Any]) -> None:
-    """Stores the figures under a key, with the command that made them and on what."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    stored: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+def record(key: str, figures: Mapping[str, Any], *, into: str = "batch") -> None:
+    """Stores the figures under a key of a file, with the command that made them and on what."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{into}.json"
+    stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     stored[key] = {
         "command": " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "cpus": len(os.sched_getaffinity(0)),
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         **figures,
     }
-    RESULTS.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")

@@ -20,14 +20,15 @@ ROLES = {
     "TileActor": "tile actor",
     "Preparer": "preparer",
     "_Feed": "feed",
-    "ray::_": "task",
+    "ray::finish": "task",
+    "ray::Read": "reader",
     "warden.serve": "decoder",
     "engine.cli": "driver",
     "ray::IDLE": "idle",
 }
 """By a part of the command line, the first that fits; all other processes are Ray's own."""
 OWN = "ray's own"
-WORKERS = ("child", "tile actor", "preparer", "feed", "task")
+WORKERS = ("child", "tile actor", "preparer", "feed", "task", "reader")
 
 
 def share_token() -> None:

@@ -150,6 +150,7 @@ class Archive:
             if picture.id in self.pictures:
                 shutil.rmtree(upload)
             else:
+                shutil.rmtree(folder, ignore_errors=True)  # a worker may have written there after it was dropped
                 write_atomic(upload / _PICTURE, seal(asdict(picture)))
                 fsync_folder(upload)
                 upload.rename(folder)

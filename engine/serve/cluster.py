@@ -121,6 +121,7 @@ class Scheduler:
         now = time.monotonic()
         if report is not None and report.task is not None:
             self._tell(worker, report, report.task, now)
+        self._end(self._queue.lose(worker))  # it does not know of a task whose message was lost
         task = self._queue.take(worker, now=now)
         if task is None:
             self._more.clear()

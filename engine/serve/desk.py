@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import (
     BadRequest,
@@ -32,12 +32,15 @@ from engine.isolate import probe_in_child
 from engine.request import Request, output_size, render_scale
 from engine.serve.archive import Archive, End, Job, Options, Picture, picture_id, stored_bytes
 from engine.serve.gallery import Gallery
-from engine.serve.keys import Owner
+from engine.serve.keys import ANYBODY, Owner
 from engine.serve.queue import Failure, Progress, State
 from engine.serve.upload import File, Form, receive
 from engine.store import free_bytes, write_atomic
 from engine.tiling.grid import Grid
 from engine.tiling.plan import canvas_bytes
+
+if TYPE_CHECKING:
+    from engine.serve.cluster import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -68,18 +71,6 @@ class Limits:
     """Of the disk."""
 
 
-class Told(Protocol):
-    """As `engine.serve.cluster.Snapshot`."""
-
-    generation: str
-    progress: dict[str, Progress]
-    ended: tuple[tuple[str, Failure | None], ...]
-    megapixels_left: float
-    megapixels_left_of: dict[str, float]
-    megapixels_per_s: float | None
-    num_workers: int
-
-
 @dataclass(slots=True)
 class Desk:
     """See the module. `scheduler` is a handle of `engine.serve.cluster.Scheduler`."""
@@ -88,7 +79,7 @@ class Desk:
     scheduler: Any
     limits: Limits
     gallery: Gallery = field(default_factory=Gallery)
-    told: Any = None
+    told: "Snapshot | None" = None
     told_at: float = float("-inf")
     _secret: bytes = b""
     _looks: dict[tuple[str, Box, int], None] = field(default_factory=dict[tuple[str, Box, int], None])
@@ -139,8 +130,9 @@ class Desk:
     @property
     def is_ready(self) -> bool:
         """Whether new work would be done: the scheduler answers, a worker lives, the disk has room."""
-        fresh = time.monotonic() - self.told_at < READY_WITHIN_S
-        return fresh and self.told.num_workers > 0 and free_bytes(self.archive.root) > self.limits.keep_free_bytes
+        if self.told is None or time.monotonic() - self.told_at > READY_WITHIN_S:
+            return False
+        return self.told.num_workers > 0 and free_bytes(self.archive.root) > self.limits.keep_free_bytes
 
     # What is accepted.
 
@@ -154,7 +146,7 @@ class Desk:
             rate = self.told.megapixels_per_s
         most = self.limits.max_queue_megapixels
         retry_s = RETRY_S if not rate else min(600.0, max(1.0, 0.1 * left / rate))
-        if owner.max_bytes < 1 << 60 and of_owner and of_owner + megapixels > most / 2:
+        if owner != ANYBODY and of_owner and of_owner + megapixels > most / 2:
             raise TooManyRequests(
                 f"{of_owner:.0f} megapixels of this key wait, {most / 2:.0f} are its share; wait for some to be done",
                 retry_after_s=retry_s,
@@ -301,7 +293,7 @@ class Desk:
 
     async def _follow_once(self) -> None:
         looks, self._looks = list(self._looks), {}
-        told = await self.scheduler.snapshot.remote(looks, self._num_told)
+        told: Snapshot = await self.scheduler.snapshot.remote(looks, self._num_told)
         if self.told is None or told.generation != self.told.generation:
             self._num_told = 0
             await self._add(self.archive.unfinished())

@@ -204,8 +204,8 @@ class Queue:
     # What workers ask and tell.
 
     def take(self, worker: str, *, now: float) -> Task | None:
-        """The next task of a worker; one that it still had is lost to it."""
-        self.lose(worker)
+        """The next task of a worker that has none: one that it had must have ended, or be lost."""
+        assert worker not in self._workers or self._workers[worker].task is None
         self._workers[worker] = _Worker(now)
         picture = self._next()
         if picture is None:

@@ -120,6 +120,8 @@ class Studio:
     def _part(self, site: Site) -> Part:
         """The picture, decoded; of several, the last ones used stay so."""
         name = site.picture.id
+        if name in self._parts and not self._parts[name][1].exists():  # dropped, and sent again
+            self.forget(name)
         if name not in self._parts:
             while len(self._parts) >= _MOST_OPEN:
                 self.forget(next(iter(self._parts)))

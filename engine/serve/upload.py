@@ -10,6 +10,7 @@ from typing import Any
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
 
 from engine.errors import BadRequest, BodyTooLarge, SlowClient
 from engine.store import storage_errors
@@ -91,6 +92,8 @@ async def receive(
 async def _next(body: AsyncIterator[bytes]) -> bytes | None:
     try:
         return await asyncio.wait_for(anext(body, None), SILENCE_S)
+    except ClientDisconnect:
+        raise BadRequest("the client left before the body ended") from None  # for the log: nobody reads it
     except TimeoutError:
         raise SlowClient(f"nothing came for {SILENCE_S:.0f} s; send faster") from None
 

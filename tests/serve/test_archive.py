@@ -115,6 +115,17 @@ def test_bytes_and_age(tmp_path):
     archive.close()
 
 
+def test_what_a_worker_wrote_after_a_picture_was_dropped_is_in_nobodys_way(tmp_path):
+    archive = Archive.open(tmp_path)
+    archive.accept(upload(archive), picture(), job("one"))
+    archive.drop("one")
+    (archive.folder("p") / "out").mkdir(parents=True)
+    (archive.folder("p") / "out" / "late").write_bytes(b"x")
+    archive.accept(upload(archive), picture(), job("two"))
+    assert sorted(path.name for path in archive.folder("p").iterdir()) == ["image.png", "picture.json"]
+    archive.close()
+
+
 def test_the_end_of_a_dropped_picture_is_nothing(tmp_path):
     archive = Archive.open(tmp_path)
     archive.accept(upload(archive), picture(), job("one"))

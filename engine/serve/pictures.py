@@ -1,0 +1,105 @@
+"""IIIF: the Image API 3.0 of each layer of a picture, and a Presentation 3.0 manifest of all of them."""
+
+import asyncio
+import hashlib
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+
+from engine.errors import BadRequest, StorageError
+from engine.serve import iiif, problems, view
+from engine.serve.archive import Job
+from engine.serve.asker import desk_of, identified
+from engine.serve.gallery import DIFFERENCE, RESTORED
+from engine.serve.manifest import manifest
+from engine.serve.told import REFUSED, described
+
+_YEAR_S = 31_536_000
+
+pictures = APIRouter(prefix="/iiif", responses=REFUSED)
+_CORS = {"Access-Control-Allow-Origin": "*"}
+_JSON_LD = 'application/ld+json;profile="http://iiif.io/api/image/3/context.json"'
+_LEVEL = '<http://iiif.io/api/image/3/level2.json>;rel="profile"'
+
+
+@pictures.get("/manifest/{identifier}")
+def presented(request: Request, identifier: str) -> JSONResponse:
+    """The Presentation API 3.0 manifest."""
+    job, _ = identified(request, identifier, 0)
+    found = described(desk_of(request), job)
+    base = str(request.base_url).rstrip("/")
+    body = manifest(
+        f"{base}/iiif/manifest/{identifier}",
+        name=job.name,
+        size=desk_of(request).archive.pictures[job.picture].output,
+        layers=list(found.links.iiif),
+        image=lambda layer: base + found.links.iiif[layer],
+    )
+    kind = 'application/ld+json;profile="http://iiif.io/api/presentation/3/context.json"'
+    return JSONResponse(body, headers=_CORS, media_type=kind)
+
+
+@pictures.get("/3/{identifier}")
+def base_address(request: Request, identifier: str) -> RedirectResponse:
+    """To info.json."""
+    identified(request, identifier, 1)
+    return RedirectResponse(f"/iiif/3/{identifier}/info.json", 303, headers=_CORS)
+
+
+@pictures.get("/3/{identifier}/info.json")
+async def information(request: Request, identifier: str) -> JSONResponse:
+    """What a viewer must know of a picture."""
+    job, (layer,) = identified(request, identifier, 1)
+    found = await _view(request, job, layer)
+    address = f"{str(request.base_url).rstrip('/')}/iiif/3/{identifier}"
+    body = iiif.image_information(address, found.level_sizes[0], found.level_sizes)
+    plain = "application/json" in request.headers.get("accept", "")
+    kind = "application/json" if plain else _JSON_LD
+    return JSONResponse(body, headers={**_CORS, "Link": _LEVEL, "Vary": "Accept"}, media_type=kind)
+
+
+@pictures.get("/3/{identifier}/{region}/{size}/{rotation}/{quality_format}", response_class=Response)
+async def image(
+    request: Request, identifier: str, region: str, size: str, rotation: str, quality_format: str
+) -> Response:
+    """A part of a picture. What is not restored yet is shown as far as it is known, and not to be kept."""
+    job, (layer,) = identified(request, identifier, 1)
+    found = await _view(request, job, layer)
+    full = found.level_sizes[0]
+    try:
+        asked = iiif.parse(f"{region}/{size}/{rotation}/{quality_format}", full)
+    except iiif.BadRequestError as error:
+        raise BadRequest(str(error)) from None
+    except iiif.NotOfferedError as error:
+        body = problems.problem("not-offered", str(error)) | {"status": 501}
+        return JSONResponse(body, 501, headers=_CORS, media_type=problems.MEDIA_TYPE)
+    canonical = iiif.canonical(asked, full)
+    tag = f'"{hashlib.sha256(f"{job.picture} {layer} {canonical}".encode()).hexdigest()[:32]}"'
+    address = f"{str(request.base_url).rstrip('/')}/iiif/3/{identifier}/{canonical}"
+    headers = {**_CORS, "Link": f'{_LEVEL}, <{address}>;rel="canonical"'}
+    if isinstance(found, view.Stored) and request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers={**headers, "ETag": tag})
+    async with request.app.state.drawing:
+        try:
+            data, final = await asyncio.to_thread(drawn, found, asked)
+        except StorageError:  # published, or dropped, since it was opened
+            desk_of(request).gallery.forget(desk_of(request).folder(job))
+            data, final = await asyncio.to_thread(drawn, await _view(request, job, layer), asked)
+    if final:
+        headers |= {"ETag": tag, "Cache-Control": f"private, max-age={_YEAR_S}, immutable"}
+    else:
+        headers["Cache-Control"] = "no-store"
+        if layer in (RESTORED, DIFFERENCE):
+            desk_of(request).look(job, asked.region, level=0)
+    return Response(data, headers=headers, media_type=iiif.FORMATS[asked.fmt])
+
+
+def drawn(found: view.View, asked: iiif.ImageRequest) -> tuple[bytes, bool]:
+    """The file that answers a request, and whether it is final."""
+    pixels, final = view.shown(found, asked)
+    return view.encode(pixels, asked), final
+
+
+async def _view(request: Request, job: Job, layer: str) -> view.View:
+    desk = desk_of(request)
+    return await asyncio.to_thread(desk.gallery.view, desk.folder(job), layer)
