@@ -35,15 +35,21 @@ JP2_SAMPLE_BYTES = 14
 SUPPORTED_PRECISION = {"auto": "fp32", "fp32": "fp32", "bf16": "bf16"}
 
 
-def tiling_for(request: Request, size: Size, card: Card, channels: int, dtype: str) -> tuple[Tiling, int]:
-    """The largest tiles that fit the memory, and the bytes one process needs with them."""
+def tiling_for(
+    request: Request, size: Size, card: Card, channels: int, dtype: str, *, shard_px: int | None = None
+) -> tuple[Tiling, int]:
+    """The largest tiles that fit the memory, and the bytes one process needs with them.
+
+    No more is enlarged at once than a shard holds: what lies beyond it would be thrown away.
+    """
+    drawn_px = min(DRAWN_SIDE_PX[render_scale(request, size)], shard_px or SHARD_PX)
     scale = render_scale(request, size)
     widest = request.tile_px or min(MAX_TILE_PX, max(MIN_TILE_PX, round_up(size.long_side, 64)))
     if widest % CraSrgan.ALIGN_PX or widest < MIN_TILE_PX:
         raise PlanError(f"tiles of {widest} px: a multiple of {CraSrgan.ALIGN_PX}, at least {MIN_TILE_PX}, is needed")
     tile_px = widest
     while True:
-        tiling = Tiling(tile_px, min(tile_px, DRAWN_SIDE_PX[scale] // scale), request.batch)
+        tiling = Tiling(tile_px, min(tile_px, drawn_px // scale), request.batch)
         needed = memory_bytes(card, tiling, scale, channels, dtype)
         limit = request.max_memory_bytes
         if limit is None or needed <= limit:
@@ -99,7 +105,7 @@ def make_plan(
             f"{name}: the output would be {size}, {MAX_SIDE_PX} px a side is the most; lower the scale or use --box"
         )
     scale = render_scale(request, layout.size)
-    tiling, ram = tiling_for(request, layout.size, card, layout.channels, layout.dtype)
+    tiling, ram = tiling_for(request, layout.size, card, layout.channels, layout.dtype, shard_px=shard_px)
     if "jp2" in formats:
         ram = max(ram, PROCESS_BYTES + JP2_SAMPLE_BYTES * size.num_pixels * layout.channels)
     grid = Grid(size) if shard_px is None else Grid(size, shard_px=shard_px)

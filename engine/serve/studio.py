@@ -4,15 +4,16 @@ import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 
+from engine.planning import MAX_TILE_PX
 from engine.receipt import Job, published_canvas
-from engine.request import Request
+from engine.request import Request, render_scale
 from engine.restoration import Part, Restorer, export_finished
 from engine.serve.archive import Picture
 from engine.serve.gallery import MASK, ORIGINAL, OVERVIEW, RESTORED
@@ -22,6 +23,8 @@ from engine.tiling.grid import ShardKey
 
 SHARD_PX = 1024
 """A quarter of an archive's: what is looked at is there sooner."""
+DRAWN_PX, LEAST_TILE_PX = 2048, 128
+"""A tile's side in the output, and in the input at least: a larger one takes longer before anything is drawn."""
 _MOST_OPEN = 3
 """Pictures that a worker keeps decoded."""
 
@@ -40,12 +43,14 @@ class Site:
     @property
     def request(self) -> Request:
         options = self.picture.options
-        return Request(
+        asked = Request(
             scale=options.scale,
             long_side_px=options.long_side_px,
             page=options.page,
             strip_metadata=options.strip_metadata,
         )
+        drawn_px = DRAWN_PX // render_scale(asked, self.picture.size)
+        return replace(asked, tile_px=min(MAX_TILE_PX, max(LEAST_TILE_PX, drawn_px)))
 
     @property
     def job(self) -> Job:
