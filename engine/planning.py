@@ -42,8 +42,8 @@ def tiling_for(
 
     No more is enlarged at once than a shard holds: what lies beyond it would be thrown away.
     """
-    drawn_px = min(DRAWN_SIDE_PX[render_scale(request, size)], shard_px or SHARD_PX)
     scale = render_scale(request, size)
+    drawn_px = min(DRAWN_SIDE_PX[scale], shard_px or SHARD_PX)
     widest = request.tile_px or min(MAX_TILE_PX, max(MIN_TILE_PX, round_up(size.long_side, 64)))
     if widest % CraSrgan.ALIGN_PX or widest < MIN_TILE_PX:
         raise PlanError(f"tiles of {widest} px: a multiple of {CraSrgan.ALIGN_PX}, at least {MIN_TILE_PX}, is needed")

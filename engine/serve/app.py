@@ -104,8 +104,7 @@ async def _on_http_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _on_bug(_: Request, __: Exception) -> JSONResponse:
-    body = problems.problem("internal", "an error of this program; report it with the request id") | {"status": 500}
-    return JSONResponse(body, 500, media_type=problems.MEDIA_TYPE)
+    return problems.response("internal", "an error of this program; report it with the request id")
 
 
 # What is open to all.

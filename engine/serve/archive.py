@@ -32,11 +32,10 @@ _END, _PICTURE = "end.json", "picture.json"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a job asks for, as `engine.planning.Request` has it."""
+    """What a job asks for, as `engine.request.Request` has it."""
 
     scale: int = 1
     long_side_px: int | None = None
-    degradation: str = "clean"
     page: int | None = None
     strip_metadata: bool = False
 
@@ -54,7 +53,6 @@ class Picture:
     size: Size
     """Of the input."""
     output: Size
-    upload_bytes: int
     projected_bytes: int
     """At most, with its outputs."""
 

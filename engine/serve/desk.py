@@ -138,8 +138,9 @@ class Desk:
 
     def check_room(self, owner: Owner, *, num_bytes: int, megapixels: float = 0.0) -> None:
         """Raises TooManyRequests, QueueFull or StoreFull where there is no room for more work."""
-        left, of_owner, rate = sum(mp for _, mp in self._fresh.values()), 0.0, None
-        of_owner += sum(mp for name, mp in self._fresh.values() if name == owner.name)
+        left = sum(mp for _, mp in self._fresh.values())
+        of_owner = sum(mp for name, mp in self._fresh.values() if name == owner.name)
+        rate = None
         if self.told is not None:
             left += self.told.megapixels_left
             of_owner += self.told.megapixels_left_of.get(owner.name, 0.0)
@@ -265,7 +266,6 @@ class Desk:
             options=options,
             size=info.size,
             output=output,
-            upload_bytes=form.num_bytes,
             projected_bytes=projected + form.num_bytes,
         )
 

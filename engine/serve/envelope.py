@@ -71,7 +71,7 @@ class Envelope:
 
 
 async def _refuse(why: str, send: Send) -> None:
-    body = json.dumps(problem("forbidden", why) | {"status": 403}).encode()
+    body = json.dumps(problem("forbidden", why)).encode()
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 403, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -27,7 +27,7 @@ def presented(request: Request, identifier: str) -> JSONResponse:
     """The Presentation API 3.0 manifest."""
     job, _ = identified(request, identifier, 0)
     found = described(desk_of(request), job)
-    base = str(request.base_url).rstrip("/")
+    base = _base(request)
     body = manifest(
         f"{base}/iiif/manifest/{identifier}",
         name=job.name,
@@ -51,7 +51,7 @@ async def information(request: Request, identifier: str) -> JSONResponse:
     """What a viewer must know of a picture."""
     job, (layer,) = identified(request, identifier, 1)
     found = await _view(request, job, layer)
-    address = f"{str(request.base_url).rstrip('/')}/iiif/3/{identifier}"
+    address = f"{_base(request)}/iiif/3/{identifier}"
     body = iiif.image_information(address, found.level_sizes[0], found.level_sizes)
     plain = "application/json" in request.headers.get("accept", "")
     kind = "application/json" if plain else _JSON_LD
@@ -71,11 +71,10 @@ async def image(
     except iiif.BadRequestError as error:
         raise BadRequest(str(error)) from None
     except iiif.NotOfferedError as error:
-        body = problems.problem("not-offered", str(error)) | {"status": 501}
-        return JSONResponse(body, 501, headers=_CORS, media_type=problems.MEDIA_TYPE)
+        return problems.response("not-offered", str(error), _CORS)
     canonical = iiif.canonical(asked, full)
     tag = f'"{hashlib.sha256(f"{job.picture} {layer} {canonical}".encode()).hexdigest()[:32]}"'
-    address = f"{str(request.base_url).rstrip('/')}/iiif/3/{identifier}/{canonical}"
+    address = f"{_base(request)}/iiif/3/{identifier}/{canonical}"
     headers = {**_CORS, "Link": f'{_LEVEL}, <{address}>;rel="canonical"'}
     if isinstance(found, view.Stored) and request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers={**headers, "ETag": tag})
@@ -98,6 +97,11 @@ def drawn(found: view.View, asked: iiif.ImageRequest) -> tuple[bytes, bool]:
     """The file that answers a request, and whether it is final."""
     pixels, final = view.shown(found, asked)
     return view.encode(pixels, asked), final
+
+
+def _base(request: Request) -> str:
+    """The address of the service, as the client calls it."""
+    return str(request.base_url).rstrip("/")
 
 
 async def _view(request: Request, job: Job, layer: str) -> view.View:

@@ -35,7 +35,7 @@ STATUS: Mapping[str, int] = {
         (errors.StorageFull, 507),
         (errors.NotEnoughDisk, 507),
     )
-}
+} | {"forbidden": 403, "method-not-allowed": 405, "internal": 500, "not-offered": 501}
 """What is not listed lies with the picture or what is asked of it: 422."""
 
 

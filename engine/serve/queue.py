@@ -218,12 +218,10 @@ class Queue:
         self._workers[worker] = _Worker(now, task, now)
         return task
 
-    def hear(self, worker: str, *, now: float) -> bool:
-        """A sign of life; False where the worker is not known (any more) and had better take a task anew."""
-        found = self._workers.get(worker)
-        if found is not None:
-            found.heard = now
-        return found is not None
+    def hear(self, worker: str, *, now: float) -> None:
+        """A sign of life. One that was given up is known again when it takes its next task."""
+        if worker in self._workers:
+            self._workers[worker].heard = now
 
     def silent(self, *, now: float) -> list[str]:
         """Workers to give up."""

@@ -5,6 +5,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from uuid import uuid4
 from zipfile import ZIP_STORED, ZipFile
@@ -18,6 +19,7 @@ from engine.restoration import Part, Restorer, export_finished
 from engine.serve.archive import Picture
 from engine.serve.gallery import MASK, ORIGINAL, OVERVIEW, RESTORED
 from engine.serve.queue import Began, Kind, Task
+from engine.store import write_atomic
 from engine.tiling.canvas import scratch_of
 from engine.tiling.grid import ShardKey
 
@@ -85,10 +87,9 @@ class Studio:
         part = self._part(site)
         path = site.folder / OVERVIEW
         if not path.exists():
-            partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-            with partial.open("wb") as file:
-                np.save(file, part.overview())
-            partial.rename(path)
+            written = BytesIO()
+            np.save(written, part.overview())
+            write_atomic(path, written.getbuffer())
         across = max(1, tiling.tile_px * int(plan.parameters["scale"]) // SHARD_PX)
         return Began(plan.grid, across, frozenset(key for key in plan.grid.all_keys() if part.canvas.is_done(key)))
 

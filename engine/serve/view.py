@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from engine import vips
 from engine.errors import StorageError
 from engine.geometry import Box, Size, ceil_div
+from engine.resample import source_box
 from engine.serve.iiif import ImageRequest
 from engine.tiling.canvas import AnyCanvas, Pixels
 from engine.tiling.grid import ShardKey
@@ -140,7 +141,7 @@ class Difference:
         sizes = self.original.level_sizes
         enough = max((n for n, size in enumerate(sizes) if size.long_side >= whole.long_side), default=0)
         size = sizes[enough]
-        at = covering(box, source=whole, target=size).grown(MARGIN_PX).intersection(Box.of(size))
+        at = source_box(box, source=size, target=whole).grown(MARGIN_PX).intersection(Box.of(size))
         before = self.original.read(at, level=enough)
         colour = slice(None, 1 if after.pixels.shape[2] <= 2 else 3)  # alpha is no difference
         moved = cv2.absdiff(
@@ -148,16 +149,6 @@ class Difference:
             np.ascontiguousarray(resized(before.pixels, whole, box, at=at, size=size)[..., colour]),
         )
         return Read(cast("Pixels", moved).reshape(*after.pixels.shape[:2], -1), after.final and before.final)
-
-
-def covering(box: Box, *, source: Size, target: Size) -> Box:
-    """The pixels of a picture of size `target` under a box of the same picture of size `source`."""
-    return Box(
-        box.y0 * target.h // source.h,
-        box.x0 * target.w // source.w,
-        ceil_div(box.y1 * target.h, source.h),
-        ceil_div(box.x1 * target.w, source.w),
-    )
 
 
 def resized(pixels: Pixels, whole: Size, box: Box, *, at: Box | None = None, size: Size | None = None) -> Pixels:

@@ -19,7 +19,7 @@ def upload(archive: Archive, text: bytes = b"pixels") -> Path:
 
 
 def picture(name: str = "p", owner: str = "a") -> Picture:
-    return Picture(name, owner, "image.png", None, Options(scale=4), Size(10, 20), Size(40, 80), 6, 1000)
+    return Picture(name, owner, "image.png", None, Options(scale=4), Size(10, 20), Size(40, 80), 1000)
 
 
 def job(name: str, of: str = "p", owner: str = "a", created: float = 1.0) -> Job:
