@@ -10,23 +10,18 @@ tiles   Random tiles of all levels of a finished picture, so many a second wheth
 
 import argparse
 import random
-import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import requests
-from _batch_setup import REPOSITORY, pixels, record
+from _batch_setup import record
+from _serve_setup import Endpoint, endpoint, form
 
-from engine.geometry import Box, Size
+from engine.geometry import Box
 from engine.tiling.canvas import Canvas
 
 TILE_PX = 512
@@ -40,24 +35,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--rate", type=float, default=20)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="s") as name, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        store = Path(name) / "store"
-        command = [sys.executable, "-m", "engine.cli", "serve", "--store", str(store), "--port", str(port)]
-        service = subprocess.Popen([*command, "--replicas", "1:1"], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-        url = f"http://127.0.0.1:{port}"
-        try:
-            wait_ready(url)
-            ended(url, submit(url, seed=0, side=64))  # warm
-            firsts = [first_tile(url, seed) for seed in range(1, options.repeats + 1)]
-            print(f"first final tile: {', '.join(f'{each:.2f}' for each in firsts)} s", flush=True)
-            job = ended(url, submit(url, seed=99, side=options.side // 16))
-            figures = tiles(url, job, store, seconds=options.seconds, rate=options.rate)
-        finally:
-            service.terminate()
-            service.wait()
+    with endpoint("--replicas", "1:1") as service:
+        ended(service, submit(service.url, seed=0, side=64))  # warm
+        firsts = [first_tile(service.url, seed) for seed in range(1, options.repeats + 1)]
+        print(f"first final tile: {', '.join(f'{each:.2f}' for each in firsts)} s", flush=True)
+        job = ended(service, submit(service.url, seed=99, side=options.side // 16))
+        figures = tiles(service, job, seconds=options.seconds, rate=options.rate)
     first = statistics.median(firsts)
     holds = first <= FIRST_S and figures["p50_ms"] <= 1000 * P50_S and figures["p99_ms"] <= 1000 * P99_S
     found = {"first_final_tile_s": [round(each, 2) for each in firsts], "side_px": options.side, **figures}
@@ -66,30 +49,14 @@ def main() -> None:
     raise SystemExit(0 if holds else 1)
 
 
-def wait_ready(url: str) -> None:
-    while True:
-        try:
-            if requests.get(f"{url}/readyz", timeout=5).ok:
-                return
-        except requests.ConnectionError:
-            pass
-        time.sleep(0.2)
-
-
 def submit(url: str, *, seed: int, side: int) -> dict[str, Any]:
-    image = cv2.imencode(".png", pixels(Size(side, side), seed=seed))[1].tobytes()
-    mask = np.zeros((side, side), np.uint8)
-    cv2.line(mask, (side // 8, side // 8), (side // 2, side // 3), 255, max(2, side // 40))
-    files = {"image": ("a.png", image), "mask": ("m.png", cv2.imencode(".png", mask)[1].tobytes())}
-    answer = requests.post(f"{url}/v1/restorations", files={**files, "options": (None, '{"scale": 16}')}, timeout=60)
+    answer = requests.post(f"{url}/v1/restorations", files=form(seed, side, scale=16), timeout=60)
     answer.raise_for_status()
     return answer.json()
 
 
-def ended(url: str, job: dict[str, Any]) -> dict[str, Any]:
-    while job["state"] not in ("done", "failed"):
-        time.sleep(0.2)
-        job = requests.get(url + job["links"]["self"], timeout=60).json()
+def ended(service: Endpoint, job: dict[str, Any]) -> dict[str, Any]:
+    job = service.ended(job)
     assert job["state"] == "done", job
     return job
 
@@ -107,9 +74,9 @@ def first_tile(url: str, seed: int) -> float:
         time.sleep(0.05)
 
 
-def tiles(url: str, job: dict[str, Any], store: Path, *, seconds: float, rate: float) -> dict[str, Any]:
+def tiles(service: Endpoint, job: dict[str, Any], *, seconds: float, rate: float) -> dict[str, Any]:
     chance = random.Random(0)
-    base = url + job["links"]["iiif"]["restored"]
+    base = service.url + job["links"]["iiif"]["restored"]
     info = requests.get(f"{base}/info.json", timeout=60).json()
     asked: list[tuple[int, Box]] = []
     for _ in range(int(seconds * rate)):
@@ -135,7 +102,7 @@ def tiles(url: str, job: dict[str, Any], store: Path, *, seconds: float, rate: f
             due = start + n / rate
             time.sleep(max(0.0, due - time.monotonic()))
             pool.submit(ask, due, factor, box)
-    (path,) = store.glob(f"pictures/*/out/restored.zarr/{len(info['tiles'][0]['scaleFactors']) - 1}")
+    (path,) = service.store.glob(f"pictures/*/out/restored.zarr/{len(info['tiles'][0]['scaleFactors']) - 1}")
     plain: list[float] = []
     with Canvas.load(path.parent) as canvas:
         for factor, box in asked:

@@ -4,6 +4,7 @@
 Their work is done by children of the machine's nursery, which have the network's libraries loaded.
 """
 
+from contextlib import suppress
 from typing import Any, cast
 
 import ray
@@ -21,7 +22,7 @@ class Forwarder:
     def __init__(self, made: bytes) -> None:
         """`made`: see `engine.batch.tiles.make`."""
         self._made = made
-        self._child = self._born()
+        self._child = self._adopted()
 
     def __call__(self, batch: Batch) -> Batch:
         return answer(batch, self._act)
@@ -33,14 +34,20 @@ class Forwarder:
                 return self._child.ask("engine.batch.tiles:act", row, living)
             except LostChildError:
                 self._child.close()
-                self._child = self._born()
+                self._child = self._adopted()
         raise RuntimeError(f"{MOST_DEATHS} processes have died at one work")
 
-    def _born(self) -> Child:
-        node = ray.get_runtime_context().get_node_id()
-        child = Child(folder_of(node))
-        child.ask("engine.batch.tiles:make", self._made, node, str(folder_of(node)))
-        return child
+    def _adopted(self) -> Child:
+        """A new child, or the one that a killed process of this actor has left at work."""
+        context = ray.get_runtime_context()
+        node = context.get_node_id()
+        home = folder_of(node)
+        for _ in range(MOST_DEATHS):
+            with suppress(LostChildError):
+                child = Child(home, context.get_actor_id() or "")
+                child.ask("engine.batch.tiles:make", self._made, node, str(home))
+                return child
+        raise RuntimeError(f"{MOST_DEATHS} processes have died before any work")
 
 
 class Preparer(Forwarder):

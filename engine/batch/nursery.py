@@ -1,11 +1,12 @@
 """Processes that are born with the network's libraries loaded: in milliseconds, where starting takes seconds of a core.
 
 On each machine a server loads them once and forks a child for each connection to its socket. A child does what it is
-asked, one thing after another. It ends at once where its other end hangs up, whatever it is at; and who has asked sees
-when it has died. The server ends itself when it has had no children for a while.
+asked, one thing after another; who has asked sees when it has died. Where its other end hangs up, a child ends: at once
+when it waits, within half a second when it is at work. One with a name goes on with its work for a while, and belongs
+to the next that asks for this name: what has killed its owner costs no drawing. The server ends itself when it has had
+no children for long.
 """
 
-import fcntl
 import gc
 import os
 import pickle
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn, cast
@@ -30,6 +32,10 @@ from engine.store import FileLock, storage_errors
 IDLE_S = 30.0
 STARTING_S = 300.0
 """What a busy machine may take to load the libraries."""
+ADOPTION_S = 10.0
+"""How long a child with a name, at work, outlives its owner: Ray starts an actor again in 3 to 5 seconds."""
+GRACE_S = 0.5
+"""The same without a name: until then, one that waits has tidied up."""
 at_end: list[Callable[[], None]] = []
 """What a child does when its other end hangs up while it waits."""
 
@@ -37,6 +43,7 @@ _LOADED = "engine.batch.tiles"
 _OWN = ("CUDA_VISIBLE_DEVICES",)
 """Variables that a child has from the process that it works for: Ray gives each its GPUs."""
 _LENGTH = struct.Struct("<Q")
+_NAMELESS = pickle.dumps(None)
 
 
 class LostChildError(Exception):
@@ -46,17 +53,21 @@ class LostChildError(Exception):
 class Child:
     """A process of its own, at work for this one alone."""
 
-    def __init__(self, folder: Path) -> None:
-        """Born by the server of `folder`, which is started where there is none. Raises StorageError."""
+    def __init__(self, folder: Path, name: str = "") -> None:
+        """The orphan of this name, or born by the server of `folder`, which is started where there is none.
+
+        Raises StorageError, LostChildError.
+        """
+        own = {variable: os.environ[variable] for variable in _OWN if variable in os.environ}
         self._connection = _connected(folder)
-        self.ask("os:environ.update", {name: os.environ[name] for name in _OWN if name in os.environ})
+        self._send(pickle.dumps((name, sorted(own.items())) if name else None))  # an orphan keeps its GPU
+        self.ask("os:environ.update", own)
 
     def ask(self, function: str, *arguments: object, timeout_s: float | None = None) -> Any:  # noqa: ANN401
         """What `module:function` says there. Raises LostChildError, TimeoutError, and what the function raises."""
-        body = pickle.dumps((function, arguments))
+        self._connection.settimeout(timeout_s)
+        self._send(pickle.dumps((function, arguments)))
         try:
-            self._connection.settimeout(timeout_s)
-            self._connection.sendall(_LENGTH.pack(len(body)) + body)
             succeeded, value = pickle.loads(_received(self._connection))
         except TimeoutError:
             raise
@@ -66,8 +77,16 @@ class Child:
             return value
         raise value
 
+    def _send(self, body: bytes) -> None:
+        try:
+            _send(self._connection, body)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise LostChildError(str(error)) from error
+
     def close(self) -> None:
-        """Ends the child, whatever it is at."""
+        """Hangs up, which ends the child: one without a name soon, whatever it is at."""
         self._connection.close()
 
 
@@ -134,22 +153,79 @@ def serve(name: str) -> None:
     lock.release()
 
 
+@dataclass(slots=True)
+class _Ward:
+    """A child, as its server sees it."""
+
+    pid: int
+    name: bytes
+    owner: socket.socket
+    """The child's end of the connection once more: it shows when the other end hangs up."""
+    line: socket.socket
+    """Hands the child its next connection; hangs up when the child has ended."""
+    orphaned_s: float | None = None
+    """Since when, on the clock of `time.monotonic`."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it has an owner, or may still find one."""
+        patience_s = GRACE_S if self.name == _NAMELESS else ADOPTION_S
+        return self.orphaned_s is None or time.monotonic() - self.orphaned_s < patience_s
+
+    def let_go(self) -> None:
+        """Closes what this process holds of it."""
+        self.owner.close()
+        self.line.close()
+
+
 def _bear(listener: socket.socket) -> None:
     """Forks a child for each connection, until nobody has wanted one for long."""
-    children: set[int] = set()
+    wards: list[_Ward] = []
     wanted = time.monotonic()
-    while children or time.monotonic() - wanted < IDLE_S:
-        ready, _, _ = select.select([listener], [], [], 1.0)
-        if ready:
+    while wards or time.monotonic() - wanted < IDLE_S:
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        for ward in wards:
+            poll.register(ward.line, 0)  # hang-ups alone
+            if ward.orphaned_s is None:
+                poll.register(ward.owner, 0)
+        ready = {number for number, _ in poll.poll(100 if any(ward.orphaned_s for ward in wards) else 1000)}
+        for ward in wards:
+            if ward.orphaned_s is None and ward.owner.fileno() in ready:
+                ward.orphaned_s = time.monotonic()
+            if not ward.is_wanted:
+                os.kill(ward.pid, signal.SIGKILL)  # even a loop in C cannot hold it up
+        for ward in [ward for ward in wards if _has_ended(ward.pid)]:
+            ward.let_go()
+            wards.remove(ward)
+        if listener.fileno() in ready:
             connection, _ = listener.accept()
             with connection, suppress(OSError):  # too many processes: no child, the other end sees that
-                child = os.fork()
-                if child == 0:
-                    listener.close()
-                    _live(connection)
-                children.add(child)
-        children -= {child for child in children if _has_ended(child)}
-        wanted = time.monotonic() if children else wanted
+                connection.settimeout(GRACE_S)
+                name = _received(connection)
+                connection.settimeout(None)
+                _give(name, connection, wards, listener)
+        wanted = time.monotonic() if wards else wanted
+
+
+def _give(name: bytes, connection: socket.socket, wards: list[_Ward], listener: socket.socket) -> None:
+    """A child for a connection: the one of this name, or a new one."""
+    for ward in wards:
+        if ward.name == name != _NAMELESS:
+            socket.send_fds(ward.line, [b"."], [connection.fileno()])
+            ward.owner.close()
+            ward.owner, ward.orphaned_s = connection.dup(), None
+            return
+    line, end = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        for one in (listener, line):
+            one.close()
+        for ward in wards:
+            ward.let_go()
+        _live(connection, end, ADOPTION_S if name != _NAMELESS else 0)
+    end.close()
+    wards.append(_Ward(child, name, connection.dup(), line))
 
 
 def _has_ended(child: int) -> bool:
@@ -161,21 +237,25 @@ def _has_ended(child: int) -> bool:
     return pid != 0
 
 
-def _live(connection: socket.socket) -> NoReturn:
-    """The child, from birth to death."""
+def _live(owner: socket.socket, line: socket.socket, patience_s: float) -> NoReturn:
+    """The child, from birth to death; when its work is done and its owner gone, it waits so long for the next one."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the driver, which then hangs up
-        fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
         while True:
-            name, arguments = cast("tuple[str, tuple[object, ...]]", pickle.loads(_received(connection)))
-            _end_with(connection, is_wanted=True)
+            try:
+                name, arguments = cast("tuple[str, tuple[object, ...]]", pickle.loads(_received(owner)))
+            except ConnectionError:
+                owner = _next(line, 0)
+                continue
             try:
                 answer = pickle.dumps((True, cast("Callable[..., object]", resolve_name(name))(*arguments)))
             except Exception as error:
                 answer = pickle.dumps((False, error))
-            _end_with(connection, is_wanted=False)
-            connection.sendall(_LENGTH.pack(len(answer)) + answer)
-    except ConnectionError:
+            try:
+                _send(owner, answer)
+            except ConnectionError:
+                owner = _next(line, patience_s)
+    except OSError:
         for act in at_end:
             act()
         os._exit(0)
@@ -183,12 +263,17 @@ def _live(connection: socket.socket) -> NoReturn:
         os._exit(1)
 
 
-def _end_with(connection: socket.socket, *, is_wanted: bool) -> None:
-    """While this is wanted, a hang-up sends SIGIO, which ends the process: even a loop in C cannot hold it up."""
-    flags = fcntl.fcntl(connection, fcntl.F_GETFL)
-    fcntl.fcntl(connection, fcntl.F_SETFL, flags | os.O_ASYNC if is_wanted else flags & ~os.O_ASYNC)
-    if is_wanted and select.select([connection], [], [], 0)[0]:  # it has come before
-        os._exit(0)
+def _next(line: socket.socket, patience_s: float) -> socket.socket:
+    """The connection to the next owner. Raises OSError where there is none in time."""
+    line.settimeout(patience_s)
+    _, numbers, _, _ = socket.recv_fds(line, 1, 1)
+    if not numbers:
+        raise ConnectionError("the server has ended")
+    return socket.socket(fileno=numbers[0])
+
+
+def _send(connection: socket.socket, body: bytes) -> None:
+    connection.sendall(_LENGTH.pack(len(body)) + body)
 
 
 def _received(connection: socket.socket) -> bytes:

@@ -72,10 +72,11 @@ _actor: Actor | None = None
 
 
 def make(made: bytes, node: str, nursery: str) -> None:
-    """Makes this process an actor: `made` is a pickle of its class and the arguments that come after a `Here`."""
+    """Makes this process an actor, once: `made` is a pickle of its class and the arguments that come after a `Here`."""
     global _actor
-    kind, arguments = pickle.loads(made)
-    _actor = kind(Here(node, Path(nursery)), *arguments)
+    if _actor is None:
+        kind, arguments = pickle.loads(made)
+        _actor = kind(Here(node, Path(nursery)), *arguments)
 
 
 def act(row: bytes, living: Collection[str]) -> bytes:

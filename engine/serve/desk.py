@@ -85,6 +85,8 @@ class Desk:
     _looks: dict[tuple[str, Box, int], None] = field(default_factory=dict[tuple[str, Box, int], None])
     _fresh: dict[str, tuple[str, float]] = field(default_factory=dict[str, tuple[str, float]])
     """Accepted and not in a snapshot yet: owners and megapixels."""
+    _shed: dict[str, float] = field(default_factory=dict[str, float])
+    """Megapixels of the smallest picture of an owner that found no room: until there is, no body is read."""
     _uploads: int = 0
     _num_told: int = 0
 
@@ -177,7 +179,8 @@ class Desk:
         parse_options: Callable[[bytes], Options],
     ) -> tuple[Job, bool]:
         """Takes an upload; whether it is a new job. Durable when this returns. Raises what says why not."""
-        self.check_room(owner, num_bytes=content_length or 0)
+        self.check_room(owner, num_bytes=content_length or 0, megapixels=self._shed.get(owner.name, 0.0))
+        self._shed.pop(owner.name, None)
         self._uploads += 1
         folder = await asyncio.to_thread(self.archive.incoming)
         try:
@@ -186,7 +189,11 @@ class Desk:
             )
             options = parse_options(form.texts.get("options", b"{}"))
             picture = await asyncio.to_thread(self._probed, owner, form, options, folder)
-            self.check_room(owner, num_bytes=picture.projected_bytes, megapixels=picture.megapixels)
+            try:
+                self.check_room(owner, num_bytes=picture.projected_bytes, megapixels=picture.megapixels)
+            except (QueueFull, TooManyRequests):
+                self._shed[owner.name] = min(picture.megapixels, self._shed.get(owner.name, picture.megapixels))
+                raise
             if idempotency_key is not None and (known := self.archive.find_job(owner.name, idempotency_key)):
                 if known.picture != picture.id:
                     raise Conflict("the idempotency key was used for 1 other picture; choose a new key for this one")

@@ -80,8 +80,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from engine.batch.nursery import Child
-child = Child(Path(sys.argv[1]))
+child = Child(Path(sys.argv[1]), *sys.argv[3:])
 print(child.ask("os:getpid"), flush=True)
+if sys.argv[2] == "4 s":
+    child.ask("builtins:exec", "import os, time; time.sleep(4); os.environ['SLEPT'] = '4 s'")
 child.ask("time:sleep" if sys.argv[2] == "sleep" else "builtins:eval", 600 if sys.argv[2] == "sleep" else "9 ** 9 ** 9")
 """
 
@@ -96,6 +98,48 @@ def test_a_child_ends_with_the_process_that_waits_for_it(home, work):
         assert psutil.pid_exists(child)
         owner.send_signal(signal.SIGKILL)
     assert ended(child)
+
+
+def at_work_without_owner(home: Path, *name: str) -> int:
+    """The process id of a child that sleeps, and whose owner was killed."""
+    command = [sys.executable, "-c", OWNER, str(home), "4 s", *name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        child = int(owner.stdout.readline())
+        time.sleep(0.5)
+        owner.kill()
+    return child
+
+
+def test_an_orphan_goes_on_with_its_work_for_the_next_of_its_name(home):
+    Child(home).close()
+    pid = at_work_without_owner(home, "actor 7")
+    other = Child(home, "actor 8")
+    assert other.ask("os:getpid") != pid
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(home), "sleep", "actor 7"]) as owner:
+        time.sleep(1.5)
+        owner.kill()  # waits for the child, which still is at work
+    mine = Child(home, "actor 7")
+    assert mine.ask("os:getpid") == pid
+    assert mine.ask("os:getenv", "SLEPT") == "4 s"
+    mine.close()
+    other.close()
+    assert ended(pid, within_s=2)  # it was not at work
+
+
+def test_an_orphan_that_sees_other_gpus_is_not_adopted(home, monkeypatch):
+    Child(home).close()
+    pid = at_work_without_owner(home, "actor 7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    mine = Child(home, "actor 7")
+    assert mine.ask("os:getpid") != pid
+    mine.close()
+
+
+def test_an_orphan_that_nobody_adopts_ends(home):
+    program = f"from engine.batch import nursery; nursery.ADOPTION_S = 1.0; nursery.serve({str(home)!r})"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert ended(at_work_without_owner(home, "actor 7"), within_s=1.8)
 
 
 def test_a_child_that_is_stopped_is_replaced(home):
