@@ -522,6 +522,20 @@ def serve(
 
 
 @app.command()
+def view(
+    canvas: Annotated[Path, typer.Argument(help="A finished OME-Zarr, such as restored/scan.zarr.")],
+    image: Annotated[Path | None, typer.Option("--image", help="What it was made from, to be shown beside it.")] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="Its mask: a file, or a folder of masks.")] = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+) -> None:
+    """Look at a finished picture in the browser, on this machine alone."""
+    from engine.serve.showing import show
+
+    with _typed_errors():
+        show(canvas, _say, image=image, mask=mask, port=port)
+
+
+@app.command()
 def key(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
     keys: Annotated[Path, typer.Option("--keys", help="File of keys; made where it is missing.")],

@@ -104,6 +104,8 @@ class Pipeline:
         self._outbox: queue.Queue[Event | Outcome] = queue.Queue()
         self._tiles = Pool(workers.count, LANE_CPUS, WORKER_BYTES, workers.gpu_share)
         self._lanes: dict[str, Lane] = {}
+        self._ended: list[Lane] = []
+        """Lanes that have nothing more to do; Ray Data takes them down."""
         self._small: deque[Prepared] = deque()
         self._open: deque[_Large] = deque()
         self._finishing: dict[str, int] = {}
@@ -124,17 +126,20 @@ class Pipeline:
                     more = len(chunk) == PREPARED_TOGETHER
                     if chunk:
                         self._lane("prepare").put(Bundle(chunk))
+                if not more and "prepare" in self._lanes and not self._in_flight("prepare"):
+                    self._ended.append(self._lanes.pop("prepare"))
+                    self._ended[-1].end()
                 self._release()
                 if not more and not self._busy():
                     for lane in self._lanes.values():
                         lane.end()
                     until = time.monotonic() + CLOSING_S
-                    for lane in self._lanes.values():
+                    for lane in (*self._ended, *self._lanes.values()):
                         lane.join(max(0.0, until - time.monotonic()))
                     return
                 yield from self._next_event()
         except BaseException:
-            for lane in self._lanes.values():
+            for lane in (*self._ended, *self._lanes.values()):
                 lane.abort()
             raise
 

@@ -47,7 +47,7 @@ class Picture:
     id: str
     owner: str
     image: str
-    """The name of the file in the picture's folder; its suffix is that of the upload."""
+    """The name of the file in the picture's folder; its suffix is that of the upload. None of a canvas alone: empty."""
     mask: str | None
     options: Options
     size: Size

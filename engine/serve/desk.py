@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import (
-    BadRequest,
     Conflict,
     InputError,
+    MaskMismatch,
     NotFound,
     OutputTooLarge,
     QueueFull,
@@ -252,7 +252,9 @@ class Desk:
             if masked is not None:
                 found = probe_in_child(masked, max_pixels=self.limits.max_pixels)
                 if found.size != info.size:
-                    raise BadRequest(f"mask: is {found.size} px, the image is {info.size} px; make them the same size")
+                    raise MaskMismatch(
+                        f"mask: is {found.size} px, the image is {info.size} px; make them the same size"
+                    )
         except InputError as error:
             raise type(error)(str(error).replace(f"{folder}/", "")) from None
         request = Request(scale=options.scale, long_side_px=options.long_side_px)

@@ -22,6 +22,7 @@ _JSON_LD = 'application/ld+json;profile="http://iiif.io/api/image/3/context.json
 _LEVEL = '<http://iiif.io/api/image/3/level2.json>;rel="profile"'
 
 
+@pictures.head("/manifest/{identifier}", include_in_schema=False)
 @pictures.get("/manifest/{identifier}")
 def presented(request: Request, identifier: str) -> JSONResponse:
     """The Presentation API 3.0 manifest."""
@@ -39,6 +40,14 @@ def presented(request: Request, identifier: str) -> JSONResponse:
     return JSONResponse(body, headers=_CORS, media_type=kind)
 
 
+@pictures.options("/{path:path}", include_in_schema=False)
+def preflight() -> Response:
+    """What a page of another site may ask."""
+    allowed = {"Access-Control-Allow-Methods": "GET, HEAD", "Access-Control-Allow-Headers": "*"}
+    return Response(status_code=204, headers=_CORS | allowed)
+
+
+@pictures.head("/3/{identifier}", include_in_schema=False)
 @pictures.get("/3/{identifier}")
 def base_address(request: Request, identifier: str) -> RedirectResponse:
     """To info.json."""
@@ -46,6 +55,7 @@ def base_address(request: Request, identifier: str) -> RedirectResponse:
     return RedirectResponse(f"/iiif/3/{identifier}/info.json", 303, headers=_CORS)
 
 
+@pictures.head("/3/{identifier}/info.json", include_in_schema=False)
 @pictures.get("/3/{identifier}/info.json")
 async def information(request: Request, identifier: str) -> JSONResponse:
     """What a viewer must know of a picture."""
@@ -58,6 +68,7 @@ async def information(request: Request, identifier: str) -> JSONResponse:
     return JSONResponse(body, headers={**_CORS, "Link": _LEVEL, "Vary": "Accept"}, media_type=kind)
 
 
+@pictures.head("/3/{identifier}/{region}/{size}/{rotation}/{quality_format}", include_in_schema=False)
 @pictures.get("/3/{identifier}/{region}/{size}/{rotation}/{quality_format}", response_class=Response)
 async def image(
     request: Request, identifier: str, region: str, size: str, rotation: str, quality_format: str

@@ -17,6 +17,8 @@ from engine.tiling.grid import Grid, ShardKey
 TASK_S = 1.0
 """A task has as many shards as take about so long: short enough to turn to what is looked at."""
 MOST_SHARDS = 8
+MOST_LOOKS = 64
+"""That are remembered of a picture before it is begun: a screen of tiles."""
 MOST_LOSSES = 3
 """Workers that a picture may cost without anything done in between; then it is blamed."""
 SILENT_S = 6.0
@@ -102,6 +104,8 @@ class _Picture:
     """Of each shard, those of the next level that are made from it."""
     done: set[ShardKey] = field(default_factory=set[ShardKey])
     tasks: dict[int, Task] = field(default_factory=dict[int, Task])
+    looks: dict[tuple[Box, int], None] = field(default_factory=dict[tuple[Box, int], None])
+    """What is looked at before it is begun."""
     losses: int = 0
 
     @property
@@ -168,7 +172,12 @@ class Queue:
     def look(self, picture: str, box: Box, *, level: int) -> None:
         """Someone sees this part of a picture (pixels of the level) now: its shards are drawn before all others."""
         found = self._pictures.get(picture)
-        if found is None or found.began is None:
+        if found is None:
+            return
+        if found.began is None:
+            found.looks[box, level] = None
+            if len(found.looks) > MOST_LOOKS:
+                del found.looks[next(iter(found.looks))]
             return
         grid = found.began.grid
         seen = box.scaled(1 << level).intersection(Box.of(grid.size))
@@ -249,10 +258,13 @@ class Queue:
 
     def begun(self, worker: str, began: Began) -> None:
         """A task of kind BEGIN is done."""
-        picture, _ = self._end(worker)
-        if picture is not None:
+        picture, task = self._end(worker)
+        if picture is not None and task is not None:
             picture.began = began
             _lay_out(picture, began)
+            for box, level in picture.looks:
+                self.look(task.picture, box, level=level)
+            picture.looks.clear()
 
     def drawn(self, worker: str, keys: Iterable[ShardKey], *, now: float) -> None:
         """Shards of the task are stored: all of them, or those before an error."""

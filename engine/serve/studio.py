@@ -1,9 +1,9 @@
 """A worker's part of a service: it does the tasks that the queue gives out. Nothing here knows Ray or HTTP."""
 
-import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +20,6 @@ from engine.serve.archive import Picture
 from engine.serve.gallery import MASK, ORIGINAL, OVERVIEW, RESTORED
 from engine.serve.queue import Began, Kind, Task
 from engine.store import write_atomic
-from engine.tiling.canvas import scratch_of
 from engine.tiling.grid import ShardKey
 
 SHARD_PX = 1024
@@ -43,6 +42,11 @@ class Site:
         return self.folder / "out"
 
     @property
+    def scratch(self) -> Path:
+        """For what workers have decoded."""
+        return self.folder / "scratch"
+
+    @property
     def request(self) -> Request:
         options = self.picture.options
         asked = Request(
@@ -62,7 +66,8 @@ class Site:
 
     def layers(self) -> Iterator[tuple[Job, Request]]:
         """What is shown beside it, with a pyramid of its own: the same pixels, stored as the service stores all."""
-        yield self._job(self.folder / self.picture.image, None, ORIGINAL), Request(page=self.picture.options.page)
+        if self.picture.image:
+            yield self._job(self.folder / self.picture.image, None, ORIGINAL), Request(page=self.picture.options.page)
         if self.picture.mask is not None:
             yield self._job(self.folder / self.picture.mask, None, MASK), Request()
 
@@ -79,19 +84,29 @@ class Studio:
 
     def begin(self, site: Site) -> Began:
         """Lays the canvas out, and makes what is shown before it is drawn. Raises what `Restorer` raises."""
-        for job, request in site.layers():
-            self._restorer.restore(job, request)
-        plan, tiling, _ = self._restorer.plan(site.job, site.request)
+        with ThreadPoolExecutor(1) as beside:
+            layers = beside.submit(self._make_layers, site)
+            began = self._begin(site)
+            layers.result()
+        return began
+
+    def _begin(self, site: Site) -> Began:
         if not self._restorer.lay_out(site.job, site.request):
-            return Began(plan.grid, 1, frozenset(plan.grid.all_keys()))
+            grid = self._restorer.plan(site.job, site.request)[0].grid
+            return Began(grid, 1, frozenset(grid.all_keys()))
         part = self._part(site)
         path = site.folder / OVERVIEW
         if not path.exists():
             written = BytesIO()
             np.save(written, part.overview())
             write_atomic(path, written.getbuffer())
-        across = max(1, tiling.tile_px * int(plan.parameters["scale"]) // SHARD_PX)
-        return Began(plan.grid, across, frozenset(key for key in plan.grid.all_keys() if part.canvas.is_done(key)))
+        grid = part.plan.grid
+        across = max(1, part.tiling.tile_px * int(part.plan.parameters["scale"]) // SHARD_PX)
+        return Began(grid, across, frozenset(key for key in grid.all_keys() if part.canvas.is_done(key)))
+
+    def _make_layers(self, site: Site) -> None:
+        for job, request in site.layers():
+            self._restorer.restore(job, request)
 
     def draw(self, site: Site, keys: tuple[ShardKey, ...]) -> None:
         """Draws and stores shards."""
@@ -102,6 +117,7 @@ class Studio:
         """Checks what is drawn, and gives it its final name."""
         self.forget(site.picture.id)
         self._restorer.restore(site.job, site.request)
+        shutil.rmtree(site.scratch, ignore_errors=True)  # of workers that were killed
 
     def do(self, task: Task, site: Site) -> Began | None:
         """A task of any kind; what is known after the first. Raises an EngineError whose message names no path."""
@@ -131,8 +147,7 @@ class Studio:
         if name not in self._parts:
             while len(self._parts) >= _MOST_OPEN:
                 self.forget(next(iter(self._parts)))
-            plan, _, _ = self._restorer.plan(site.job, site.request)
-            scratch = scratch_of(plan.working_folder(site.out)) / f"{os.getpid()}-{uuid4().hex}"
+            scratch = site.scratch / uuid4().hex
             scratch.mkdir(parents=True)
             self._parts[name] = Part(self._restorer, site.job, site.request, scratch), scratch
         self._parts.move_to_end(name)

@@ -8,7 +8,7 @@ from engine.errors import NotFound
 from engine.serve import problems
 from engine.serve.archive import Job
 from engine.serve.desk import Desk
-from engine.serve.gallery import LAYERS, MASK
+from engine.serve.gallery import DIFFERENCE, LAYERS, MASK, ORIGINAL
 from engine.serve.schema import Problem, Restoration
 
 RESULTS: Mapping[str, tuple[str, str]] = {
@@ -31,7 +31,8 @@ def described(desk: Desk, job: Job) -> Restoration:
     if picture is None:
         raise NotFound("the job was deleted")
     token = desk.token(job.id)
-    layers = [layer for layer in LAYERS if layer != MASK or picture.mask is not None]
+    made_from = {ORIGINAL: picture.image, DIFFERENCE: picture.image, MASK: picture.mask}
+    layers = [layer for layer in LAYERS if made_from.get(layer, "restored")]
     here = f"/v1/restorations/{job.id}"
     return Restoration.model_validate(
         {

@@ -127,6 +127,20 @@ def test_what_is_looked_at_is_drawn_next():
     assert len(draws(work_off(queue, ["w"]))) == GRID.num_shards - 1
 
 
+def test_what_is_looked_at_before_it_is_begun_is_drawn_first():
+    queue = Queue()
+    queue.add("one", owner="a", megapixels=12)
+    for y in range(100, 3100, 10):  # somebody moves about
+        queue.look("one", Box(y, 0, y + 10, 10), level=0)
+    queue.look("one", Box(3200, 2200, 3300, 2300), level=0)
+    queue.take("w", now=0)
+    queue.begun("w", Began(GRID, 1))
+    task = queue.take("w", now=1)
+    assert task is not None
+    assert task.keys == (ShardKey(0, 3, 2),)
+    assert len(queue._pictures["one"].looked_at) < 4  # the last screen of them
+
+
 def test_looking_moves_a_picture_before_others_of_its_key_alone():
     queue = Queue()
     for name, owner in (("a1", "a"), ("a2", "a"), ("b1", "b")):

@@ -67,6 +67,10 @@ def test_a_picture_from_upload_to_result(service, restored):
         assert (info.json()["width"], info.json()["height"]) == size
         assert info.headers["Access-Control-Allow-Origin"] == "*"
         assert info.headers["Content-Type"].startswith("application/ld+json")
+        head = service.ask("HEAD", job["links"]["iiif"][layer] + "/info.json")
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["Access-Control-Allow-Origin"] == "*"
+        assert service.ask("OPTIONS", job["links"]["iiif"][layer] + "/info.json").status_code == 204
     tile = service.ask("GET", job["links"]["iiif"]["restored"] + "/512,512,512,512/512,512/0/default.png")
     assert np.array_equal(decoded(tile.content), restored[512:1024, 512:1024])
     again = service.ask("GET", tile.url[len(service.url) :], headers={"If-None-Match": tile.headers["ETag"]})
@@ -110,7 +114,7 @@ def test_the_same_request_sent_twice_is_one_job(service):
 BAD = {
     "not a picture": (b"hello" * 20, None, "{}", 422, "unreadable-input"),
     "a script": (b"#!/bin/sh\necho hello world", None, "{}", 415, "disguised-input"),
-    "a mask of another size": (png(picture()), png(hole(50, 50)), "{}", 400, "bad-request"),
+    "a mask of another size": (png(picture()), png(hole(50, 50)), "{}", 422, "mask-mismatch"),
     "no such scale": (png(picture()), None, '{"scale": 3}', 400, "bad-request"),
     "a scale in words": (png(picture()), None, '{"scale": "4"}', 400, "bad-request"),
     "an unknown option": (png(picture()), None, '{"skale": 4}', 400, "bad-request"),

@@ -233,7 +233,9 @@ function update(job) {
   $("job-title").textContent = job.name;
   $("progress").value = job.progress;
   $("state").textContent = stateText(job);
-  document.querySelector('[data-mode="mask"]').hidden = !job.links.iiif.mask;
+  for (const [mode, layer] of Object.entries({ slider: "original", sides: "original", difference: "difference", mask: "mask" })) {
+    document.querySelector(`[data-mode="${mode}"]`).hidden = !job.links.iiif[layer];
+  }
   $("downloads").replaceChildren(...(job.state === "done" ? downloads(job) : []));
   if (job.state === "failed") say(new Error(job.problem.detail));
   else if (!shown.viewer && job.state !== "queued") look().catch(() => setTimeout(() => { if (shown) update(shown.job); }, 400));
@@ -310,14 +312,14 @@ function arrange() {
     shown.arranged = mode;
     viewer.viewport.goHome(true);
   }
-  $("split-label").hidden = mode !== "slider";
+  $("split-label").hidden = mode !== "slider" || !items.original;
   clip();
 }
 
 function clip() {
   if (!shown || !shown.viewer || shown.mode !== "slider") return;
   const item = shown.items.restored;
-  if (!item) return;
+  if (!item || !shown.job.links.iiif.original) return;
   const bounds = shown.viewer.viewport.getBoundsNoRotate(true);
   const size = item.getContentSize();
   const x = Math.round(Math.min(size.x, Math.max(0, (bounds.x + (bounds.width * $("split").value) / 1000) * size.x)));

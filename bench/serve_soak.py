@@ -1,0 +1,112 @@
+"""Hours at 70 % load: what the endpoint's processes take, and whether they take more with time.
+
+    python bench/serve_soak.py [--minutes M]
+
+Pictures are sent, looked at while they grow, exported, and left to be removed; their retention is a few minutes, so the
+store is to stay as large as it is. Every 10 s the memory and the open files of each process are read; the first third
+is warm-up. A slope is fitted to the rest.
+"""
+
+import argparse
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import psutil
+import requests
+from _batch_setup import command_line, record
+from _serve_setup import MIB, Endpoint, endpoint, form
+from serve_faults import capacity
+
+SIDE_PX, SCALE = 160, 2
+LOAD, RETENTION_S, EVERY_S = 0.7, 180.0, 10.0
+MOST_SLOPE = 1.0
+"""MiB in 10 minutes."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60)
+    options = parser.parse_args()
+    with endpoint("--replicas", "2:2", "--retention-days", str(RETENTION_S / 86400)) as service:
+        rate = LOAD * capacity(service)
+        found = soak(service, rate, 60 * options.minutes)
+    found = {"minutes": options.minutes, "rate_per_s": round(rate, 2), **found}
+    print(found)
+    record("soak", found, into="serve")
+    raise SystemExit(0 if found["holds"] else 1)
+
+
+def soak(service: Endpoint, rate: float, seconds: float) -> dict[str, Any]:
+    errors: list[str] = []
+    sent = 0
+    seen: list[tuple[float, dict[str, tuple[int, int]]]] = []
+    pictures: list[int] = []
+    started = time.monotonic()
+    sampled = started - EVERY_S
+    with ThreadPoolExecutor(16) as pool:
+        while (now := time.monotonic()) < started + seconds:
+            if now - sampled >= EVERY_S:
+                sampled = now
+                seen.append((now - started, taken(service)))
+                pictures.append(sum(1 for _ in (service.store / "pictures").iterdir()))
+            pool.submit(one, service, sent, errors)
+            sent += 1
+            time.sleep(max(0.0, started + sent / rate - time.monotonic()))
+    warm = [(at, there) for at, there in seen if at > seconds / 3]
+    slopes: dict[str, float] = {}
+    files: dict[str, list[int]] = {}
+    for name in sorted(set.intersection(*(set(there) for _, there in warm))):
+        memory = [there[name][0] / MIB for _, there in warm]
+        slopes[name] = round(600 * float(np.polyfit([at for at, _ in warm], memory, 1)[0]), 2)
+        files[name] = [warm[0][1][name][1], warm[-1][1][name][1]]
+    return {
+        "sent": sent,
+        "errors": errors[:5],
+        "num_errors": len(errors),
+        "mib_in_10_minutes": slopes,
+        "open_files": files,
+        "pictures_kept": [pictures[len(pictures) // 3], pictures[-1]],
+        "holds": not errors
+        and max(slopes.values()) <= MOST_SLOPE
+        and all(last <= first + 2 for first, last in files.values())
+        and pictures[-1] <= 1.2 * pictures[len(pictures) // 3] + 5,
+    }
+
+
+def one(service: Endpoint, seed: int, errors: list[str]) -> None:
+    """What a page does with a picture."""
+    chance = random.Random(seed)
+    try:
+        answer = requests.post(f"{service.url}/v1/restorations", files=form(seed, SIDE_PX, scale=SCALE), timeout=60)
+        answer.raise_for_status()
+        job = answer.json()
+        while job["state"] not in ("done", "failed"):
+            y, x = (chance.randrange(SIDE_PX * SCALE - 128) for _ in range(2))
+            tile = f"{job['links']['iiif']['restored']}/{x},{y},128,128/128,128/0/default.jpg"
+            requests.get(service.url + tile, timeout=60).raise_for_status()
+            time.sleep(0.5)
+            job = requests.get(service.url + job["links"]["self"], timeout=60).json()
+        if job["state"] != "done":
+            errors.append(str(job["problem"]))
+        requests.get(service.url + job["links"]["result"]["png"], timeout=60).raise_for_status()
+    except requests.RequestException as error:
+        errors.append(repr(error)[:300])
+
+
+def taken(service: Endpoint) -> dict[str, tuple[int, int]]:
+    """Bytes of memory and open files of each process, by what it is."""
+    found: dict[str, tuple[int, int]] = {}
+    for process in service.processes():
+        try:
+            name = process.name() if process.pid == service.process.pid else command_line(process).split(" ")[0]
+            found[f"{name.rpartition('/')[2]} {process.pid}"] = process.memory_info().rss, process.num_fds()
+        except psutil.Error:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()
