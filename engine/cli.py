@@ -439,33 +439,48 @@ def train(
     stages: Annotated[
         list[str] | None, typer.Option("--stage", help="Only these stages, in the recipe's order.")
     ] = None,
-    budget: Annotated[
-        float | None, typer.Option("--budget", min=1, help="Wall clock of the whole run, seconds.")
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Of the whole run, shared among its stages as the recipe does.")
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of each process.")] = 1,
     device: Annotated[Device, typer.Option("--device", help="What the network runs on.")] = Device.CPU,
     start_from: Annotated[
         Path | None, typer.Option("--start-from", help="Weights (.safetensors) to start from.")
     ] = None,
+    features: Annotated[
+        Path | None, typer.Option("--features", help="torchvision's weights of VGG19, where the recipe compares them.")
+    ] = None,
+    workers: Annotated[
+        str | None, typer.Option("--workers", metavar="N|MIN:MAX", help="Processes that train together, by Ray Train.")
+    ] = None,
+    address: Annotated[str | None, typer.Option("--address", help="Of a Ray cluster; a local one by default.")] = None,
 ) -> None:
-    """Train a recipe in this process; stops cleanly on a signal and resumes by itself."""
+    """Train a recipe; stops cleanly on a signal, and the same command goes on."""
     import torch
 
-    from engine.train.loop import Run, finish
-    from engine.train.loop import train as train_run
     from engine.train.recipes import RECIPES
+    from engine.train.run import Run, finish
+    from engine.train.run import train as train_run
 
     if recipe not in RECIPES:
         raise typer.BadParameter(f"{recipe!r} is not one of {', '.join(RECIPES)}", param_hint="--recipe")
+    least, _, most = (workers or "1").partition(":")
+    if not (least.isdecimal() and (most or least).isdecimal() and 1 <= int(least) <= int(most or least)):
+        raise typer.BadParameter(f"{workers!r} is not N or MIN:MAX with 1 at least", param_hint="--workers")
     logging.getLogger().setLevel(logging.INFO)
     torch.set_num_threads(threads)
-    chosen = RECIPES[recipe]()
     with _typed_errors():
-        run = Run(
-            chosen, data, out, budget or chosen.budget_s, data_licence, device=device.value, start_from=start_from
-        )
-        train_run(run, tuple(stages or ()))
-        card = finish(run, threads=threads)
+        run = Run(RECIPES[recipe](), data, out, data_licence, device.value, start_from=start_from, vgg19=features)
+        run = run.shortened(steps) if steps is not None else run
+        chosen = tuple(stages or ())
+        if workers is None:
+            train_run(run, chosen)
+        else:
+            from engine.train.loop import train_on_ray
+
+            count = (int(least), int(most)) if most else int(least)
+            train_on_ray(run, chosen, workers=count, address=address, threads=threads)
+        card = finish(run, threads=threads, workers=int(most or least))
     _say(f"{out / (recipe + '.safetensors')}: {card.parameters:,} parameters")
 
 

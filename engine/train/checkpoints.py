@@ -1,44 +1,92 @@
-"""State of a training run on disk: complete enough to go on as if nothing had happened.
+"""Where a training run is, on the disk: safetensors that are there whole or not at all.
 
-Weights that others may load are safetensors (see `models.checkpoint`); this file is for the run that wrote it alone.
+    <stage>-<step>-<digest>.state    everything to go on as if nothing had happened: the two newest are kept
+    <stage>.safetensors              the averaged weights so far, float16
+
+A state is known by the digest of its bytes, which is in its name: one that was cut off or changed is never chosen.
 """
 
-import os
+import hashlib
+import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
+
+from engine.errors import TrainingError
+from engine.store import make_folders, storage_errors, write_atomic
+
+KEPT = 2
+_DIGITS = 16
+_NAME = re.compile(rf"(.+)-(\d{{8,}})-([0-9a-f]{{{_DIGITS}}})\.state")
 
 
 @dataclass(slots=True)
-class RunState:
+class State:
     """Position and memory of one stage."""
 
     step: int = 0
-    seconds: float = 0.0
-    """Wall clock spent in this stage, over all its runs."""
     skipped: int = 0
     """Steps left out because a gradient was not finite."""
-    weights: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    ema: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    optimiser: dict[str, object] = field(default_factory=dict[str, object])
+    bad: int = 0
+    """Of these, the last in a row."""
+    seconds: float = 0.0
+    """Wall clock spent in this stage, over all its runs."""
+    tensors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Weights, averages and the memory of the optimisers."""
 
 
-def save_state(path: Path, state: RunState) -> None:
-    """Replace the file at `path` in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    fields = ("step", "seconds", "skipped", "weights", "ema", "optimiser")
-    with partial.open("wb") as file:
-        torch.save({name: getattr(state, name) for name in fields}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def save_state(folder: Path, stage: str, state: State, *, of: str) -> Path:
+    """Stores a state durably and removes older ones. `of` tells runs apart that must not be mixed."""
+    told = {"of": of, "step": state.step, "skipped": state.skipped, "bad": state.bad, "seconds": state.seconds}
+    data = save(state.tensors, {"state": json.dumps(told)})
+    digest = hashlib.sha256(data).hexdigest()[:_DIGITS]
+    path = folder / f"{stage}-{state.step:08d}-{digest}.state"
+    make_folders(folder)
+    write_atomic(path, data)
+    for _, old in _states(folder, stage)[:-KEPT]:
+        with storage_errors(old):
+            old.unlink(missing_ok=True)
+    return path
 
 
-def load_state(path: Path) -> RunState | None:
-    """The state at `path`, or None where there is none. Loads tensors and plain values only."""
-    if not path.exists():
+def load_state(folder: Path, stage: str, *, of: str) -> State | None:
+    """The newest state that is whole, or None. Raises TrainingError for one of another run."""
+    for _, path in reversed(_states(folder, stage)):
+        with storage_errors(path):
+            data = path.read_bytes()
+        if not path.stem.endswith(f"-{hashlib.sha256(data).hexdigest()[:_DIGITS]}"):
+            continue
+        told = _told(data)
+        if told is None:
+            continue
+        if told.pop("of") != of:
+            raise TrainingError(
+                f"{path}: is of another recipe, network or number of steps; give each run 1 folder (--out) of its own"
+            )
+        return State(**told, tensors=load(data))
+    return None
+
+
+def _told(data: bytes) -> dict[str, int | float | str] | None:
+    """What a state says of itself; None where it is no safetensors file of ours."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        return json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
+    except (ValueError, KeyError, SafetensorError):
         return None
-    return RunState(**torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _states(folder: Path, stage: str) -> list[tuple[int, Path]]:
+    """From the oldest to the newest."""
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("*.state"))
+    return sorted((int(named[2]), path) for named, path in found if named is not None and named[1] == stage)
+
+
+def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Averaged weights, float16."""
+    make_folders(path.parent)
+    write_atomic(path, save({name: value.half().cpu().contiguous() for name, value in weights.items()}))

@@ -18,6 +18,7 @@ from engine.errors import TrainingError
 from engine.geometry import Size
 from engine.models.cra_srgan.handover import reduce_known
 from engine.train.damage import damage_mask
+from engine.train.stages import Draw, Stage
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"}
 
@@ -65,6 +66,10 @@ class ScaleBatch:
         return ScaleBatch(self.low.to(device), [target.to(device) for target in self.levels])
 
 
+Batch = DamagedBatch | ScaleBatch
+"""What a step is made on; both kinds go to another device."""
+
+
 class Pictures:
     """Every picture under the given folders, decoded into memory on first use."""
 
@@ -92,6 +97,29 @@ class Pictures:
                 rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
             self._decoded[index] = rgb.astype(np.uint8)
         return self._decoded[index]
+
+
+def batch_of(pictures: Pictures, stage: Stage, *, seed: int, step: int, rank: int = 0, world: int = 1) -> Batch:
+    """The batch of a step: the same whoever asks, whenever. Of several processes each has a part of its own."""
+    number = sum(stage.name.encode())  # keeps the stages' samples apart
+    draw = _draw(stage, np.random.default_rng((seed, number, step, 1)))
+    mine = (seed, number, step) if world == 1 else (seed, number, step, 2 + rank)
+    size = -(-draw.batch // world)
+    if draw.factor == 0:
+        return scale_batch(pictures, seed=mine, batch=size, low_px=draw.side_px, levels=draw.levels)
+    return damaged_batch(
+        pictures,
+        seed=mine,
+        batch=size,
+        guide_px=draw.side_px,
+        factor=draw.factor,
+        window_px=stage.window_px,
+        levels=draw.levels,
+    )
+
+
+def _draw(stage: Stage, rng: np.random.Generator) -> Draw:
+    return stage.draws[int(rng.choice(len(stage.draws), p=[draw.probability for draw in stage.draws]))]
 
 
 def crop_of(pictures: Pictures, rng: np.random.Generator, side_px: int, *, max_reduction: float) -> Pixels:

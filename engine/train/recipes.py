@@ -1,7 +1,7 @@
 """Complete runs as functions. A recipe holds everything that a training run depends on but its data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.models.cra_srgan import config
 from engine.train.stages import GLOBAL, LOCAL, Draw, LossWeights, Stage
@@ -17,27 +17,86 @@ class Recipe:
     ema_decay: float = 0.999
     clip_norm: float = 1.0
     warmup_steps: int = 100
-    budget_s: float = 2 * 3600.0
-    """Wall clock of the whole run, split among the stages by their shares."""
+
+    def without(self, *losses: str) -> "Recipe":
+        """Ablations E and F of the report: the same without some losses, by their names in `LossWeights`."""
+        gone = dict.fromkeys(losses, 0.0)
+        stages = (replace(stage, losses=replace(stage.losses, **gone)) for stage in self.stages)
+        return replace(self, stages=tuple(stages))
+
+
+DAMAGED = (
+    Draw(probability=0.30, batch=4, side_px=192, factor=1),
+    Draw(probability=0.50, batch=3, side_px=256, factor=2),
+    Draw(probability=0.10, batch=4, side_px=128, factor=3),
+    Draw(probability=0.10, batch=4, side_px=128, factor=4),
+)
+INTACT = (
+    Draw(probability=0.85, batch=8, side_px=48, levels=2),
+    Draw(probability=0.15, batch=4, side_px=24, levels=4),
+)
+BOTH = (
+    Draw(probability=0.30, batch=4, side_px=128, factor=1, levels=2),
+    Draw(probability=0.20, batch=4, side_px=96, factor=2, levels=2),
+    Draw(probability=0.40, batch=8, side_px=48, levels=2),
+    Draw(probability=0.10, batch=4, side_px=24, levels=4),
+)
 
 
 def lite() -> Recipe:
-    """The embedded default: distortion losses only, a wall-clock budget split 10 / 20 / 40 / 30."""
-    return Recipe(name="lite", model=config.lite(), stages=_lite_stages())
+    """The embedded default: distortion losses only."""
+    return Recipe(name="lite", model=config.lite(), stages=_distortion(1))
 
 
 def full() -> Recipe:
-    """The report's sizes under the lite curriculum."""
-    return Recipe(name="full", model=config.full(), stages=_lite_stages(), budget_s=24 * 3600.0)
+    """The report's sizes, for a GPU."""
+    return Recipe(name="full", model=config.full(), stages=_distortion(4))
 
 
-def _lite_stages() -> tuple[Stage, ...]:
+def gan() -> Recipe:
+    """Adversarial weights beside distortion ones, which `--start-from` gives: the dial mixes the two."""
+    return Recipe(name="gan", model=config.lite(), stages=(_adversarial(),))
+
+
+def heritage() -> Recipe:
+    """As `gan`, for paintings and prints: texture counts more (report, section 7)."""
+    stage = _adversarial()
+    return Recipe(
+        name="heritage", model=config.lite(), stages=(replace(stage, losses=replace(stage.losses, style=0.25)),)
+    )
+
+
+def medical() -> Recipe:
+    """As `gan`, where nothing may be made up: pixels count more, the critic hardly (report, section 7)."""
+    stage = _adversarial()
+    losses = replace(stage.losses, pixel=5.0, adversarial=0.0002)
+    return Recipe(name="medical", model=config.lite(), stages=(replace(stage, losses=losses),))
+
+
+def report() -> Recipe:
+    """The report's own table (section 3.3): 100, 100 and 300 epochs. Needs VGG19 (`--features`)."""
+    first, second, third = (
+        LossWeights(pixel=1.0, hole=1.0, perceptual=0.1, style=0.05),
+        LossWeights(pixel=1.0, perceptual=0.1, frequency=0.05),
+        LossWeights(pixel=1.0, hole=1.0, perceptual=0.1, style=0.05, edge=0.1, frequency=0.05, adversarial=0.001),
+    )
+    stages = (
+        Stage("inpainting", "inpainting", GLOBAL, 1e-4, DAMAGED, first, epochs=100, window_px=128),
+        Stage("super-resolution", "super-resolution", LOCAL, 1e-4, INTACT, second, epochs=100),
+        Stage("joint", "joint", ("",), 5e-5, BOTH, third, epochs=300, window_px=64),
+    )
+    common = (replace(stage, pixel_loss="l1", features="vgg19") for stage in stages)
+    return Recipe(name="report", model=config.full(), stages=tuple(common))
+
+
+def _distortion(times: int) -> tuple[Stage, ...]:
+    """Coarse fill, fill, enlargement, all together."""
     return (
         Stage(
             name="coarse",
             task="coarse",
             trains=("guide.coarse.",),
-            budget_share=0.10,
+            steps=3000 * times,
             learning_rate=1e-3,
             losses=LossWeights(hole=1.0),
             draws=(
@@ -50,46 +109,51 @@ def _lite_stages() -> tuple[Stage, ...]:
             name="inpainting",
             task="inpainting",
             trains=GLOBAL,
-            budget_share=0.20,
+            steps=4000 * times,
             learning_rate=4e-4,
             losses=LossWeights(hole=1.0, edge=0.1),
             window_px=128,
-            draws=(
-                Draw(probability=0.30, batch=4, side_px=192, factor=1),
-                Draw(probability=0.50, batch=3, side_px=256, factor=2),
-                Draw(probability=0.10, batch=4, side_px=128, factor=3),
-                Draw(probability=0.10, batch=4, side_px=128, factor=4),
-            ),
+            draws=DAMAGED,
         ),
         Stage(
             name="super-resolution",
             task="super-resolution",
             trains=LOCAL,
-            budget_share=0.40,
+            steps=6000 * times,
             learning_rate=1e-3,
             losses=LossWeights(pixel=1.0),
-            draws=(
-                Draw(probability=0.85, batch=8, side_px=48, levels=2),
-                Draw(probability=0.15, batch=4, side_px=24, levels=4),
-            ),
+            draws=INTACT,
         ),
         Stage(
             name="joint",
             task="joint",
             trains=("",),
-            budget_share=0.30,
+            steps=5000 * times,
             learning_rate=3e-4,
             guide_rate_factor=0.1,
             losses=LossWeights(pixel=1.0, hole=0.05, edge=0.1),
             window_px=64,
-            draws=(
-                Draw(probability=0.30, batch=4, side_px=128, factor=1, levels=2),
-                Draw(probability=0.20, batch=4, side_px=96, factor=2, levels=2),
-                Draw(probability=0.40, batch=8, side_px=48, levels=2),
-                Draw(probability=0.10, batch=4, side_px=24, levels=4),
-            ),
+            draws=BOTH,
         ),
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"lite": lite, "full": full}
+def _adversarial() -> Stage:
+    return Stage(
+        name="adversarial",
+        task="joint",
+        trains=("",),
+        steps=3000,
+        learning_rate=1e-4,
+        guide_rate_factor=0.1,
+        losses=LossWeights(
+            pixel=1.0, hole=0.05, edge=0.1, frequency=0.05, perceptual=0.1, style=0.05, adversarial=0.005
+        ),
+        window_px=64,
+        draws=BOTH,
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    make.__name__: make for make in (lite, full, gan, heritage, medical, report)
+}

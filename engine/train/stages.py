@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.geometry import ceil_div
+from engine.train.losses import Adversarial
+
 Task = Literal["coarse", "inpainting", "super-resolution", "joint"]
 
 GLOBAL = ("guide.", "local.head.")
@@ -26,7 +29,16 @@ class LossWeights:
     hole: float = 1.0
     """Of the fills; an error there of the harmonic fill's size counts 1."""
     edge: float = 0.0
+    """Of Sobel gradients."""
+    laplacian: float = 0.0
     frequency: float = 0.0
+    perceptual: float = 0.0
+    style: float = 0.0
+    adversarial: float = 0.0
+
+    @property
+    def needs_features(self) -> bool:
+        return self.perceptual > 0 or self.style > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +63,22 @@ class Stage:
     task: Task
     trains: tuple[str, ...]
     """Prefixes of the parameters that this stage changes."""
-    budget_share: float
-    """Share of the run's wall clock."""
     learning_rate: float
     draws: tuple[Draw, ...]
     losses: LossWeights
+    steps: int = 0
+    epochs: int = 0
+    """In place of steps: so often as many crops as there are pictures."""
+    pixel_loss: Literal["charbonnier", "l1"] = "charbonnier"
+    adversarial: Adversarial = "relativistic"
+    features: Literal["vgg19", "discriminator"] = "discriminator"
+    """What perceptual and style losses compare: a file that the user gives, or the critic of the same stage."""
     guide_rate_factor: float = 1.0
     """Learning rate of the guide relative to the rest."""
     window_px: int = 96
     """Side of the native window on which the local half is trained (damaged batches)."""
+
+    def num_steps(self, num_pictures: int) -> int:
+        """How many steps it has with so many pictures."""
+        batch = sum(draw.probability * draw.batch for draw in self.draws)
+        return self.steps or ceil_div(self.epochs * num_pictures, max(1, round(batch)))

@@ -1,12 +1,14 @@
 """One training step per task, as functions of a network and a batch. No Ray, no files, no optimiser.
 
-Every function returns the scalar loss and what to log. Tensors are (B, C, H, W) in [0, 1].
+Every function returns what it `Found`. Tensors are (B, C, H, W) in [0, 1].
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.geometry import ceil_div
@@ -14,10 +16,93 @@ from engine.models.cra_srgan.generator import CraSrgan
 from engine.models.cra_srgan.guide import GlobalPass, harmonic_fill
 from engine.models.cra_srgan.handover import RATIO_LIMIT, aggregate, balanced, contrast, detail_gain, with_ratio
 from engine.train import losses
-from engine.train.dataset import DamagedBatch, ScaleBatch
-from engine.train.stages import LossWeights
+from engine.train.dataset import Batch, DamagedBatch, ScaleBatch
+from engine.train.stages import LossWeights, Stage
 
 Logs = dict[str, float]
+Pixel = Callable[[Tensor, Tensor], Tensor]
+PIXEL: dict[str, Pixel] = {"charbonnier": losses.charbonnier, "l1": losses.l1}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a step has found."""
+
+    loss: Tensor
+    """Scalar."""
+    logs: Logs
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list[tuple[Tensor, Tensor]])
+    """Pictures that were made and those wanted, the largest last: for losses on features, and for people."""
+
+
+class Features(Protocol):
+    """What perceptual and style losses compare."""
+
+    def features(self, picture: Tensor) -> list[Tensor]: ...
+
+
+class Objective(nn.Module):
+    """The loss of a stage on a batch, as a module: what data-parallel training wraps. The critic is not part of it."""
+
+    def __init__(
+        self, network: CraSrgan, stage: Stage, *, critic: nn.Module | None = None, features: Features | None = None
+    ) -> None:
+        super().__init__()
+        self.network, self._stage = network, stage
+        self._others = critic, features  # a tuple: no modules of this one
+
+    def forward(self, batch: Batch) -> Found:
+        stage = self._stage
+        if isinstance(batch, ScaleBatch):
+            found = super_resolution_loss(self.network, batch, stage.losses, PIXEL[stage.pixel_loss])
+        elif stage.task == "coarse":
+            found = coarse_loss(self.network, batch, stage.losses)
+        elif stage.task == "inpainting":
+            found = inpainting_loss(self.network, batch, stage.losses, stage.window_px)
+        else:
+            found = joint_loss(self.network, batch, stage.losses, stage.window_px, PIXEL[stage.pixel_loss])
+        return _judged(found, stage, *self._others)
+
+
+def _judged(found: Found, stage: Stage, critic: nn.Module | None, features: Features | None) -> Found:
+    """With the losses on features, and what the critic says of the largest pictures."""
+    weights, loss, logs = stage.losses, found.loss, dict(found.logs)
+    if not found.pairs:
+        return found
+    made, wanted = found.pairs[-1]
+    if weights.needs_features:
+        assert features is not None
+        mine = features.features(made)
+        with torch.no_grad():
+            theirs = features.features(wanted)
+        for name, function in (("perceptual", losses.perceptual), ("style", losses.style)):
+            part = function(mine, theirs)
+            loss = loss + getattr(weights, name) * part
+            logs[name] = float(part.detach())
+    if weights.adversarial:
+        assert critic is not None
+        with torch.no_grad():
+            real = critic(wanted)
+        part = losses.deceive(real, critic(made), stage.adversarial)
+        loss = loss + weights.adversarial * part
+        logs["adversarial"] = float(part.detach())
+    return replace(found, loss=loss, logs=logs)
+
+
+class Telling(nn.Module):
+    """What the critic pays for telling pictures apart, as a module."""
+
+    def __init__(self, critic: nn.Module, stage: Stage) -> None:
+        super().__init__()
+        self.critic, self._stage = critic, stage
+
+    def forward(self, real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
+        """`share`: (B, 1, 1, 1) of each real picture in the mixtures at which `wgan-gp` looks at the slope."""
+        loss = losses.tell_apart(self.critic(real), self.critic(fake), self._stage.adversarial)
+        if self._stage.adversarial == "wgan-gp":
+            mixed = (share * real + (1 - share) * fake).requires_grad_()
+            loss = loss + losses.gradient_penalty(self.critic(mixed), mixed)
+        return loss
 
 
 def enlarge(x: Tensor, factor: int) -> Tensor:
@@ -39,43 +124,49 @@ def enlarge_window(x: Tensor, factor: int, origin: tuple[int, int], side_px: int
     return enlarged[..., y : y + side_px, x0 : x0 + side_px]
 
 
-def coarse_loss(network: CraSrgan, batch: DamagedBatch, weights: LossWeights, _window_px: int) -> tuple[Tensor, Logs]:
+def coarse_loss(network: CraSrgan, batch: DamagedBatch, weights: LossWeights) -> Found:
     """Loss on the coarse fill alone: trained beside the refine network from the start, the coarse one falls silent."""
     hole = (batch.share >= 1).float()
     base = harmonic_fill(batch.known_mean, hole)
     coarse = base + hole * network.guide.coarse(base, batch.share)
     error = losses.hole_error(coarse, F.avg_pool2d(batch.intact, batch.factor), hole, base)
-    return weights.hole * error, {"coarse": float(error.detach())}
+    return Found(weights.hole * error, {"coarse": float(error.detach())})
 
 
-def inpainting_loss(
-    network: CraSrgan, batch: DamagedBatch, weights: LossWeights, window_px: int
-) -> tuple[Tensor, Logs]:
+def inpainting_loss(network: CraSrgan, batch: DamagedBatch, weights: LossWeights, window_px: int) -> Found:
     """Loss on the coarse fill, the refined fill and the composite (stage 1)."""
     found = network.guide(batch.known_mean, batch.share)
     window = composite_window(network, batch, found, window_px)
     return _inpainting_loss(batch, found, window, weights)
 
 
-def joint_loss(network: CraSrgan, batch: DamagedBatch, weights: LossWeights, window_px: int) -> tuple[Tensor, Logs]:
+def joint_loss(
+    network: CraSrgan,
+    batch: DamagedBatch,
+    weights: LossWeights,
+    window_px: int,
+    pixel: Pixel = losses.charbonnier,
+) -> Found:
     """The inpainting loss, and that of every level grown from the composite (stage 3)."""
     found = network.guide(batch.known_mean, batch.share)
     window = composite_window(network, batch, found, window_px)
-    loss, logs = _inpainting_loss(batch, found, window, weights)
+    filled = _inpainting_loss(batch, found, window, weights)
     y, x = batch.window_px
     above = [
         target[..., y << level : (y + window_px) << level, x << level : (x + window_px) << level]
         for level, target in enumerate(batch.above, start=1)
     ]
-    scale_loss, scale_logs = _levels_loss(network, window.composite, above, weights, window.guide, window.missing)
-    return loss + scale_loss, logs | scale_logs
+    grown = _levels_loss(network, window.composite, above, weights, pixel, window.guide, window.missing)
+    return Found(filled.loss + grown.loss, filled.logs | grown.logs, filled.pairs + grown.pairs)
 
 
-def super_resolution_loss(network: CraSrgan, batch: ScaleBatch, weights: LossWeights) -> tuple[Tensor, Logs]:
+def super_resolution_loss(
+    network: CraSrgan, batch: ScaleBatch, weights: LossWeights, pixel: Pixel = losses.charbonnier
+) -> Found:
     """Loss on every level (stage 2); the learned null stands in for the guide."""
     b, _, h, w = batch.low.shape
     guide = network.local.null_guide.expand(b, -1, h, w)
-    return _levels_loss(network, batch.low, batch.levels, weights, guide, batch.low.new_zeros(b, 1, h, w))
+    return _levels_loss(network, batch.low, batch.levels, weights, pixel, guide, batch.low.new_zeros(b, 1, h, w))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +206,7 @@ def _borrowed_detail(batch: DamagedBatch, found: GlobalPass) -> Tensor:
     return detail_gain(batch.factor) * aggregate(residual, rows, batch.factor) * batch.missing
 
 
-def _inpainting_loss(
-    batch: DamagedBatch, found: GlobalPass, window: Window, weights: LossWeights
-) -> tuple[Tensor, Logs]:
+def _inpainting_loss(batch: DamagedBatch, found: GlobalPass, window: Window, weights: LossWeights) -> Found:
     hole = (batch.share >= 1).float()
     target = F.avg_pool2d(batch.intact, batch.factor)
     coarse = losses.hole_error(found.coarse, target, hole, found.base)
@@ -126,11 +215,8 @@ def _inpainting_loss(
     loss = weights.hole * (0.5 * coarse + fill + composite)
     if weights.edge and batch.factor < RATIO_LIMIT - 1:
         loss = loss + weights.edge * losses.edge(window.composite, window.wanted)
-    return loss, {
-        "coarse": float(coarse.detach()),
-        "fill": float(fill.detach()),
-        "composite": float(composite.detach()),
-    }
+    logs = {"coarse": float(coarse.detach()), "fill": float(fill.detach()), "composite": float(composite.detach())}
+    return Found(loss, logs, [(window.composite, window.wanted)])
 
 
 def _composite_error(window: Window, factor: int) -> Tensor:
@@ -144,18 +230,26 @@ def _composite_error(window: Window, factor: int) -> Tensor:
 
 
 def _levels_loss(
-    network: CraSrgan, picture: Tensor, targets: list[Tensor], weights: LossWeights, guide: Tensor, missing: Tensor
-) -> tuple[Tensor, Logs]:
+    network: CraSrgan,
+    picture: Tensor,
+    targets: list[Tensor],
+    weights: LossWeights,
+    pixel_loss: Pixel,
+    guide: Tensor,
+    missing: Tensor,
+) -> Found:
     features, picture = network.local.encode(picture, missing, guide, len(targets))
     loss = picture.new_zeros(())
     logs: Logs = {}
     found = network.local.decode(features, picture, len(targets))
     for level, (output, wanted) in enumerate(zip(found, targets, strict=True), start=1):
-        pixel = losses.charbonnier(output, wanted)
+        pixel = pixel_loss(output, wanted)
         loss = loss + weights.pixel * pixel
         if weights.edge:
             loss = loss + weights.edge * losses.edge(output, wanted)
+        if weights.laplacian:
+            loss = loss + weights.laplacian * losses.laplacian_edge(output, wanted)
         if weights.frequency:
             loss = loss + weights.frequency * losses.frequency(output, wanted)
         logs[f"x{1 << level}"] = float(pixel.detach())
-    return loss, logs
+    return Found(loss, logs, list(zip(found, targets, strict=True)))

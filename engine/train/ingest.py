@@ -1,0 +1,44 @@
+"""Batches made by Ray Data: tasks on all nodes read pictures and draw crops and damage, ahead of the training.
+
+A batch is a pure function of the stage and the number of the step, so where it is made changes nothing, and a run that
+goes on has the batches that it would have had.
+"""
+
+import pickle
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, cast
+
+import ray
+import torch
+from ray.data import DataContext
+
+from engine.train.dataset import Batch, Pictures, batch_of
+from engine.train.run import Part, Run
+from engine.train.stages import Stage
+
+MADE_AHEAD = 8
+_TASK_CPUS = 0.25
+_pictures: dict[tuple[Run, str], Pictures] = {}
+"""Of this process: decoded once for many batches."""
+
+
+def streamed(run: Run, part: Part, stage: Stage, first: int, last: int) -> Iterator[Batch]:
+    """The batches of one of the processes that train, in their order."""
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # a batch leaves its task at once
+    rows = ray.data.range(last - first, override_num_blocks=last - first)
+    make = partial(_made, run=run, rank=part.rank, world=part.world, stage=stage, first=first)
+    stream = rows.map(make, num_cpus=_TASK_CPUS, concurrency=MADE_AHEAD)
+    for row in stream.iter_rows():
+        yield cast("Batch", pickle.loads(cast("dict[str, bytes]", row)["batch"]))
+
+
+def _made(row: dict[str, Any], *, run: Run, rank: int, world: int, stage: Stage, first: int) -> dict[str, bytes]:
+    """A batch as bytes: it is read once, by the process that trains."""
+    torch.set_num_threads(1)
+    pictures = _pictures.setdefault((run, stage.name), run.pictures(stage))
+    step = first + int(row["id"])
+    return {"batch": pickle.dumps(batch_of(pictures, stage, seed=run.recipe.seed, step=step, rank=rank, world=world))}

@@ -1,0 +1,217 @@
+"""One stage of training, step by step: a network, its averages, a critic, their optimisers. No Ray, no files.
+
+Everything that a step depends on follows from the recipe, the state and the number of the step: nothing is drawn from
+a generator that lives longer. On one machine, with the same number of threads, a run that goes on from a state makes
+the same steps, bit for bit, as one that never ended.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import TrainingError
+from engine.models.cra_srgan.generator import CraSrgan
+from engine.train.checkpoints import State
+from engine.train.dataset import Batch
+from engine.train.discriminator import Discriminator
+from engine.train.recipes import Recipe
+from engine.train.stages import Stage
+from engine.train.step import Features, Found, Logs, Objective, Telling
+
+MAX_BAD_STEPS = 3
+LEAST_RATE = 0.01
+"""Of the peak, at the end of a stage."""
+
+Wrap = Callable[[nn.Module], nn.Module]
+"""Makes a module one of several processes that train together."""
+
+
+class Trainer:
+    """One stage of a run."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: Stage,
+        num_steps: int,
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        start: Mapping[str, Tensor] | None = None,
+        vgg19: Features | None = None,
+        wrap: Wrap | None = None,
+    ) -> None:
+        """`start`: weights to begin with, by their names; `vgg19`: for stages that compare its features."""
+        torch.manual_seed(recipe.seed)
+        torch.set_flush_denormal(True)  # gradients fade out of known regions: denormals make a step four times as long
+        self.recipe, self.stage, self.num_steps = recipe, stage, num_steps
+        self.device, self.precision = torch.device(device), precision
+        self.network = CraSrgan(recipe.model, padding="same").on(self.device)
+        if start is not None:
+            self.network.load_state_dict(dict(start), strict=False)
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name.startswith(stage.trains))
+        self.critic = Discriminator().to(self.device) if stage.losses.adversarial else None
+        self._compared = self._features(vgg19)
+        objective = Objective(self.network, stage, critic=self.critic, features=self._compared)
+        self._objective = objective if wrap is None else wrap(objective)
+        self._optimiser = torch.optim.AdamW(self._groups(), betas=(0.9, 0.99), weight_decay=0.0)
+        self._telling: nn.Module | None = None
+        self._critic_optimiser: torch.optim.AdamW | None = None
+        if self.critic is not None:
+            telling = Telling(self.critic, stage)
+            self._telling = telling if wrap is None else wrap(telling)
+            self._critic_optimiser = torch.optim.AdamW(
+                self.critic.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+            )
+        self.state = State()
+        self.averages = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+
+    def _features(self, vgg19: Features | None) -> Features | None:
+        """Never those of a random network: the critic learns beside."""
+        if not self.stage.losses.needs_features:
+            return None
+        if self.stage.features == "vgg19":
+            if vgg19 is None:
+                raise TrainingError(
+                    f"stage {self.stage.name} compares features of VGG19, 0 files of its weights are given; "
+                    "give --features FILE (torchvision's vgg19)"
+                )
+            return vgg19
+        if self.critic is None:
+            raise TrainingError(
+                f"stage {self.stage.name} compares features of a critic, 0 losses train it; weigh an adversarial one"
+            )
+        return self.critic
+
+    def _groups(self) -> list[dict[str, object]]:
+        rate = self.stage.learning_rate
+        named = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+        guide = [p for name, p in named if name.startswith("guide.")]
+        rest = [p for name, p in named if not name.startswith("guide.")]
+        groups = [(rest, 1.0), (guide, self.stage.guide_rate_factor)]
+        return [{"params": parameters, "factor": factor, "lr": rate} for parameters, factor in groups if parameters]
+
+    def rate(self) -> float:
+        """The learning rate of the next step: cosine to 1 % of the peak, after a linear warm-up."""
+        step = self.state.step
+        warm = min(1.0, (step + 1) / self.recipe.warmup_steps)
+        fallen = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.num_steps)))
+        return self.stage.learning_rate * warm * (LEAST_RATE + (1 - LEAST_RATE) * fallen)
+
+    def advance(self, batch: Batch) -> Logs:
+        """One step; skipped where its gradients are not finite. Raises TrainingError after three of these in a row."""
+        found = self._found(batch.to(self.device))
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.rate() * cast("float", group["factor"])
+        self._optimiser.zero_grad(set_to_none=True)
+        found.loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        if self._is_finite(self.network):
+            self._optimiser.step()  # pyright: ignore[reportUnknownMemberType]
+            self._average()
+            self.state.bad = 0
+        else:
+            self.state.skipped += 1
+            self.state.bad += 1
+        logs = {"loss": float(found.loss.detach()), **found.logs, **self._tell(found)}
+        self.state.step += 1
+        if self.state.bad >= MAX_BAD_STEPS:
+            raise TrainingError(
+                f"{self.stage.name}: {self.state.bad} steps in a row were not finite (limit {MAX_BAD_STEPS}) at step "
+                f"{self.state.step}; lower the learning rate and go on from the last state"
+            )
+        return logs
+
+    @torch.no_grad()
+    def look(self, batch: Batch) -> Found:
+        """What the averaged weights make of a batch; nothing changes."""
+        now = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+        self.network.load_state_dict(self.averages, strict=False)
+        if self.critic is not None:
+            self.critic.eval()  # or its spectral norms would go on
+        alone = Objective(self.network, self.stage, critic=self.critic, features=self._compared)
+        found = alone(batch.to(self.device))
+        if self.critic is not None:
+            self.critic.train()
+        self.network.load_state_dict(now, strict=False)
+        return found
+
+    def _found(self, batch: Batch) -> Found:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self._objective(batch)
+
+    def _is_finite(self, module: nn.Module) -> bool:
+        parameters = [p for p in module.parameters() if p.grad is not None]
+        return bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)))
+
+    def _tell(self, found: Found) -> Logs:
+        """The critic's own step."""
+        if self._telling is None or self._critic_optimiser is None or self.critic is None or not found.pairs:
+            return {}
+        made, wanted = found.pairs[-1]
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.state.step)
+        share = torch.rand(len(made), 1, 1, 1, generator=generator).to(self.device)
+        for group in self._critic_optimiser.param_groups:
+            group["lr"] = self.rate()
+        self._critic_optimiser.zero_grad(set_to_none=True)
+        loss = self._telling(wanted, made.detach(), share)
+        loss.backward()
+        if self._is_finite(self.critic):
+            self._critic_optimiser.step()  # pyright: ignore[reportUnknownMemberType]
+        return {"critic": float(loss.detach())}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.recipe.ema_decay, (1 + self.state.step) / (10 + self.state.step))
+        for name, parameter in self.network.named_parameters():
+            if parameter.requires_grad:
+                self.averages[name].lerp_(parameter.detach(), 1 - decay)
+
+    # Going on.
+
+    def saved(self) -> State:
+        """All that `restore` needs."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.averages.items()}
+        tensors |= _memory("optimiser", self._optimiser)
+        if self.critic is not None and self._critic_optimiser is not None:
+            tensors |= {f"critic.{name}": value for name, value in self.critic.state_dict().items()}
+            tensors |= _memory("critic_optimiser", self._critic_optimiser)
+        kept = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        state = self.state
+        return State(state.step, state.skipped, state.bad, state.seconds, kept)
+
+    def restore(self, state: State) -> None:
+        """Goes on where `saved` was taken. Raises TrainingError for a state of another network."""
+        tensors = state.tensors
+        try:
+            self.network.load_state_dict(_below("network", tensors))
+            self.averages = {name: value.to(self.device) for name, value in _below("average", tensors).items()}
+            _remember(self._optimiser, _below("optimiser", tensors))
+            if self.critic is not None and self._critic_optimiser is not None:
+                self.critic.load_state_dict(_below("critic", tensors))
+                _remember(self._critic_optimiser, _below("critic_optimiser", tensors))
+        except RuntimeError as error:
+            raise TrainingError(f"the state of stage {self.stage.name} is of another network: {error}") from error
+        self.state = State(state.step, state.skipped, state.bad, state.seconds)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def _memory(prefix: str, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """`<prefix>.<number of the parameter>.<what>`"""
+    memory = cast("dict[int, dict[str, Tensor]]", optimiser.state_dict()["state"])
+    return {f"{prefix}.{number}.{what}": value for number, kept in memory.items() for what, value in kept.items()}
+
+
+def _remember(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    memory: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, _, what = name.partition(".")
+        memory.setdefault(int(number), {})[what] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": memory})

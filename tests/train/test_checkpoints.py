@@ -1,0 +1,75 @@
+"""States of a run: there whole or not at all, and never mixed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from engine.errors import StorageFull, TrainingError
+from engine.train.checkpoints import KEPT, State, load_state, save_state
+
+
+def state(step: int) -> State:
+    return State(step, 1, 2, 3.5, {"network.a": torch.full((3,), float(step)), "average.a": torch.arange(4)})
+
+
+def test_the_newest_is_loaded_and_older_ones_are_removed(tmp_path):
+    for step in (1, 5, 40):
+        save_state(tmp_path, "joint", state(step), of="x")
+    save_state(tmp_path, "coarse", state(7), of="x")
+    found = load_state(tmp_path, "joint", of="x")
+    assert found is not None
+    assert (found.step, found.skipped, found.bad, found.seconds) == (40, 1, 2, 3.5)
+    assert torch.equal(found.tensors["network.a"], torch.full((3,), 40.0))
+    assert found.tensors["average.a"].dtype == torch.int64
+    assert len(list(tmp_path.glob("joint-*.state"))) == KEPT
+    assert load_state(tmp_path, "inpainting", of="x") is None
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "empty"])
+def test_a_damaged_state_is_never_chosen(tmp_path, harm):
+    save_state(tmp_path, "joint", state(1), of="x")
+    newest = save_state(tmp_path, "joint", state(2), of="x")
+    data = newest.read_bytes()
+    newest.write_bytes({"cut": data[:-3], "changed": data[:-1] + bytes([data[-1] ^ 1]), "empty": b""}[harm])
+    found = load_state(tmp_path, "joint", of="x")
+    assert found is not None
+    assert found.step == 1
+
+
+def test_a_state_of_another_run_is_refused(tmp_path):
+    save_state(tmp_path, "joint", state(1), of="x")
+    with pytest.raises(TrainingError, match="of another recipe"):
+        load_state(tmp_path, "joint", of="y")
+
+
+SAVE = """
+import sys, torch
+from pathlib import Path
+from engine.train.checkpoints import State, save_state
+save_state(Path(sys.argv[1]), "joint", State(2, tensors={"a": torch.ones(3)}), of="x")
+"""
+
+
+@pytest.mark.parametrize("action", ["kill", "enospc"])
+@pytest.mark.parametrize("name", ["open", "temp-write", "fsync", "rename", "fsync-folder"])
+def test_interrupted_anywhere_an_older_one_is_there(tmp_path, name, action):
+    save_state(tmp_path, "joint", state(1), of="x")
+    for occurrence in range(1, 4):
+        environment = {**os.environ, "ENGINE_FAILPOINT": f"{name}:{occurrence}:{action}"}
+        subprocess.run([sys.executable, "-c", SAVE, str(tmp_path)], env=environment, capture_output=True, check=False)
+        found = load_state(tmp_path, "joint", of="x")
+        assert found is not None
+        assert found.step in (1, 2)
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENGINE_FAILPOINT", "temp-write:1:enospc")
+    from engine import failpoints
+
+    failpoints._counts.clear()
+    with pytest.raises(StorageFull):
+        save_state(tmp_path, "joint", state(1), of="x")
+    assert load_state(tmp_path, "joint", of="x") is None

@@ -1,0 +1,128 @@
+"""Losses against independent references, and properties that their papers state."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from engine.train import losses
+from engine.train.discriminator import VGG19_LAYERS, Discriminator, Vgg19
+
+
+@pytest.fixture
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return tuple(torch.rand(2, 3, 24, 20, generator=generator) for _ in range(2))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [losses.l1, losses.edge, losses.laplacian_edge, losses.frequency, losses.charbonnier],
+    ids=lambda f: f.__name__,
+)
+def test_what_is_right_costs_least_and_noise_costs_more(loss, pair):
+    target, noise = pair
+    found = [float(loss(target + amount * (noise - 0.5), target)) for amount in (0.0, 0.1, 0.4)]
+    assert found == sorted(found)
+    assert found[0] <= losses.CHARBONNIER_EPSILON * 1.001
+    assert found[2] > 2 * found[1]
+
+
+def test_edges_are_those_of_opencv(pair):
+    picture = pair[0]
+    found = losses.sobel_edges(picture)
+    plane = picture[1, 2].numpy()
+    for number, (dx, dy) in enumerate(((1, 0), (0, 1))):
+        expected = cv2.Sobel(plane, cv2.CV_32F, dx, dy, ksize=3)[1:-1, 1:-1] / 8
+        assert np.allclose(found[5, number].numpy(), expected, atol=1e-6)
+
+
+def test_the_laplacian_is_what_opencv_blurs_away(pair):
+    picture = pair[0]
+    plane = picture[0, 1].numpy()
+    taps = np.float32([1, 4, 6, 4, 1]) / 16
+    blurred = cv2.sepFilter2D(plane, cv2.CV_32F, taps, taps, borderType=cv2.BORDER_REFLECT_101)
+    assert np.allclose(losses.laplacian(picture)[0, 1].numpy(), plane - blurred, atol=1e-6)
+
+
+def test_the_high_band_does_not_see_a_shift_in_brightness(pair):
+    target = pair[0]
+    assert float(losses.frequency(target + 0.2, target)) == pytest.approx(0, abs=1e-6)
+    assert float(losses.l1(target + 0.2, target)) == pytest.approx(0.2, rel=1e-5)
+
+
+def test_gram_matrices_are_those_of_einsum_and_know_no_places(pair):
+    features = pair[0]
+    expected = np.einsum("bchw,bdhw->bcd", features.numpy(), features.numpy()) / (3 * 24 * 20)
+    assert np.allclose(losses.gram(features).numpy(), expected, atol=1e-6)
+    moved = features.roll((5, 7), (2, 3))
+    assert float(losses.style([moved], [features])) == pytest.approx(0, abs=1e-6)
+    assert float(losses.perceptual([moved], [features])) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["srgan", "relativistic", "wgan-gp"])
+def test_a_critic_and_its_opponent_want_the_opposite(kind):
+    real, fake = torch.full((2, 1, 3, 3), 2.0), torch.full((2, 1, 3, 3), -2.0)
+    assert losses.tell_apart(real, fake, kind) < losses.tell_apart(fake, real, kind)
+    assert losses.deceive(real, fake, kind) > losses.deceive(fake, real, kind)
+
+
+def test_adversarial_losses_are_those_of_their_papers():
+    real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-1.0, 2.0])
+    target = torch.ones(2)
+    bce = F.binary_cross_entropy_with_logits
+    srgan = bce(real, target) + bce(fake, 0 * target)
+    assert torch.isclose(losses.tell_apart(real, fake, "srgan"), srgan)
+    assert torch.isclose(losses.deceive(real, fake, "srgan"), bce(fake, target))
+    average = (bce(real - fake.mean(), target) + bce(fake - real.mean(), 0 * target)) / 2
+    assert torch.isclose(losses.tell_apart(real, fake, "relativistic"), average)
+    opposite = (bce(real - fake.mean(), 0 * target) + bce(fake - real.mean(), target)) / 2
+    assert torch.isclose(losses.deceive(real, fake, "relativistic"), opposite)
+    assert float(losses.tell_apart(real, fake, "wgan-gp")) == pytest.approx(0.5 - 2.0)
+
+
+def test_the_gradient_penalty_is_zero_at_slope_one():
+    picture = torch.rand(2, 3, 4, 4, requires_grad=True)
+    slope = torch.rand(3, 4, 4)
+    slope = slope / slope.norm()
+    assert float(losses.gradient_penalty((picture * slope).sum((1, 2, 3)), picture)) == pytest.approx(0, abs=1e-9)
+    twice = losses.gradient_penalty((picture * 2 * slope).sum((1, 2, 3)), picture)
+    assert float(twice.detach()) == pytest.approx(losses.GRADIENT_PENALTY, rel=1e-4)
+
+
+def test_the_critic_is_smooth_and_covers_the_picture():
+    torch.manual_seed(0)
+    critic = Discriminator(8)
+    picture = torch.rand(1, 3, 64, 48)
+    assert critic(picture).shape == (1, 1, 8, 6)
+    assert [found.shape[-1] for found in critic.features(picture)] == [24, 12, 6]
+    for _ in range(30):
+        critic(picture)
+    for layer in critic.layers:
+        largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
+        assert float(largest.detach()) == pytest.approx(1, abs=0.05)
+
+
+def test_vgg19_is_torchvisions_and_never_random(tmp_path):
+    torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed, it is the reference")
+    torch.manual_seed(1)
+    theirs = torchvision.models.vgg19(weights=None).eval()
+    path = tmp_path / "vgg19.pth"
+    torch.save(theirs.state_dict(), path)
+    mine = Vgg19(path)
+    picture = torch.rand(1, 3, 48, 48)
+    x = (picture - mine.mean) / mine.deviation
+    expected = []
+    with torch.no_grad():
+        for at, layer in enumerate(theirs.features[: VGG19_LAYERS[-1] + 1]):
+            x = layer(x)
+            if at in VGG19_LAYERS:
+                expected.append(x.clone())
+    found = mine.features(picture)
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
+    from engine.errors import TrainingError
+
+    with pytest.raises(TrainingError, match="31 of 32 weights"):
+        Vgg19(path)
