@@ -27,8 +27,8 @@ from engine.request import output_size
 from engine.restoration import Part, Restorer
 from engine.tiling.grid import Grid
 
-ENDING_S = 30.0
-"""What a process that was killed, or told to end, may take until it lets go of its picture."""
+PATIENCE_S = 240.0
+"""What a process that is ending, or a machine that sleeps, may take until it lets go of its picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +89,14 @@ def act(row: bytes, living: Collection[str]) -> bytes:
 def finish(body: bytes) -> bytes:
     """Pyramid, exports, receipt and name of a picture whose shards are drawn: the way of any resumed picture."""
     order, item = pickle.loads(body)
-    return pickle.dumps(_restored(order.restorer(threads=1), item, order))
+    return pickle.dumps(_restored(order.restorer(threads=1), item, order, PATIENCE_S))
 
 
-def _restored(restorer: Restorer, item: Item, order: Order) -> Outcome:
-    """As `restore_item`. Who is at this picture is of this batch, which holds the folder's lock: one that is ending."""
-    until = time.monotonic() + ENDING_S
+def _restored(restorer: Restorer, item: Item, order: Order, patience_s: float) -> Outcome:
+    """As `restore_item`. Who is at this picture is of this batch, which holds the folder's lock: it is waited for."""
+    until = time.monotonic() + patience_s
     while (outcome := restore_item(restorer, item, order)).reason == OutputBusy.code and time.monotonic() < until:
-        time.sleep(0.1)
+        time.sleep(0.5)
     return outcome
 
 
@@ -170,7 +170,8 @@ class Restoring:
     def once(self, item: Item, run: Run | None) -> Outcome:
         """Restores a picture, or draws a run of one; no error but those of this program comes out."""
         if run is None:
-            return _restored(self._restorer, item, self._order)
+            patience_s = min(PATIENCE_S, self._workers.stall_s / 2)
+            return _restored(self._restorer, item, self._order, patience_s)
         return guarded(item, lambda: self._draw(run))
 
     def _draw(self, run: Run) -> Outcome:

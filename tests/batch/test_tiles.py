@@ -51,7 +51,7 @@ def test_a_picture_is_waited_for_that_a_dying_process_still_holds(order, item, h
 
 
 def test_but_not_for_ever(order, item, held, tmp_path, monkeypatch):
-    monkeypatch.setattr(tiles, "ENDING_S", 0.3)
+    monkeypatch.setattr(tiles, "PATIENCE_S", 0.3)
     (outcome,) = Restoring(Here("node", tmp_path), order, Workers(1))(Bundle((item,)), ["node"])
     held.release()
     assert (outcome.status, outcome.reason) == (REFUSED, "output-busy")

@@ -28,9 +28,9 @@ def test_a_finished_output_is_shown_and_nothing_else_is_taken(network, tmp_path,
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "engine.cli", "view", str(made.outputs[0]), "--port", str(port)]
     command += ["--image", str(image), "--mask", str(mask)] if beside else []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stderr is not None
-        line = running.stderr.readline().strip()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        line = running.stdout.readline().strip()
         url, _, job = line.partition("/#")
         job_id, _, token = job.partition(".")
         told = None

@@ -10,10 +10,14 @@ const browser = await playwright.launch({
   args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
 });
 const page = await browser.newPage({ viewport: { width: Number(width), height: Number(height) }, acceptDownloads: true });
-const seen = { errors: [], shares: [], foreign: [] };
+const seen = { errors: [], shares: [], foreign: [], full: 0 };
 page.on("pageerror", (error) => seen.errors.push(String(error)));
 page.on("console", (message) => { if (message.type() === "error") seen.errors.push(message.text()); });
 page.on("request", (request) => { if (!request.url().startsWith(url) && /^https?:/.test(request.url())) seen.foreign.push(request.url()); });
+page.on("response", (response) => { // final tiles of the restored picture at full size
+  const tile = response.url().match(/~restored~.*\/\d+,\d+,(\d+),\d+\/(\d+),\d+\/0\/default/);
+  if (tile && tile[1] === tile[2] && /immutable/.test(response.headers()["cache-control"])) seen.full++;
+});
 let step = 0;
 const shoot = (name) => page.screenshot({ path: `${out}/${++step}-${name}.png` });
 
@@ -55,14 +59,13 @@ try {
   await page.evaluate(() => document.getElementById("show").scrollIntoView());
   await shoot("done");
 
-  seen.drawn = await page.evaluate(async () => { // to 1:1, at the painted stroke
+  seen.zoom = await page.evaluate(async () => { // to 1:1, at the painted stroke
     const { viewer, items } = shown, item = items.restored;
     viewer.viewport.zoomTo(item.imageToViewportZoom(1), undefined, true);
     viewer.viewport.panTo(new OpenSeadragon.Point(0.45, 0.35), true);
     await new Promise((done) => setTimeout(done, 500));
     for (let wait = 0; wait < 100 && !item.getFullyLoaded(); wait++) await new Promise((done) => setTimeout(done, 100));
-    const level = Math.max(...item._tilesToDraw.flat().map((one) => one.tile.level));
-    return { zoom: item.viewportToImageZoom(viewer.viewport.getZoom(true)), level, most: item.source.maxLevel };
+    return item.viewportToImageZoom(viewer.viewport.getZoom(true));
   });
   await shoot("full-size");
 
