@@ -3,9 +3,9 @@
     python bench/batch_speed.py [--pictures N] [--repeats N]
 
 A bare loop is a process with one thread that restores one picture after another; two run side by side. Both ways see
-the same pictures, one after the other; the ratio is taken of each such pair of runs, for the machine's speed changes by a
-fifth within minutes. Starting up is left out: a rate is counted from the moment when a fifth of the pictures has ended
-to that when nine tenths have.
+the same pictures, one after the other; the ratio is taken of each such pair of runs, for the speed of a machine may
+change by a fifth within minutes. Starting up is left out: a rate is counted from the moment when a fifth of the
+pictures has ended to that when nine tenths have.
 """
 
 import argparse

@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -71,7 +72,7 @@ def load_state(folder: Path, stage: str, *, of: str) -> State | None:
     return None
 
 
-def _told(data: bytes) -> dict[str, int | float | str] | None:
+def _told(data: bytes) -> dict[str, Any] | None:
     """What a state says of itself; None where it is no safetensors file of ours."""
     try:
         length = int.from_bytes(data[:8], "little")

@@ -4,7 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
@@ -57,6 +57,8 @@ class Vgg19(nn.Module):
         self.layers = nn.Sequential(*layers[: VGG19_LAYERS[-1] + 1])
         self.layers.load_state_dict(_vgg_weights(path, set(self.layers.state_dict())))
         self.requires_grad_(requires_grad=False)
+        self.mean: Tensor
+        self.deviation: Tensor
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[None, :, None, None])
         self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225])[None, :, None, None])
 

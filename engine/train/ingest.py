@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """Batches made by Ray Data: tasks on all nodes read pictures and draw crops and damage, ahead of the training.
 
 A batch is a pure function of the stage and the number of the step, so where it is made changes nothing, and a run that

@@ -5,6 +5,7 @@ Ray Train starts the processes, and starts them again when one dies; each begins
 all of them share is. The first of them writes.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -48,7 +49,7 @@ def train_on_ray(
     if address is None:
         most = workers if isinstance(workers, int) else workers[1]
         options |= {"num_cpus": max(os.cpu_count() or 1, most + 1), "object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(logging_level="ERROR", log_to_driver=False, **options)
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     try:
         gpu = run.device != "cpu"
         trainer = TorchTrainer(
@@ -93,9 +94,11 @@ def _batches(run: Run, part: Part, stage: Stage, first: int, last: int) -> Itera
 
 def _parallel(module: nn.Module) -> nn.Module:
     device = get_device()
-    gpu = cast("torch.device", device).type == "cuda"
     return DistributedDataParallel(
-        module, device_ids=[device] if gpu else None, find_unused_parameters=True, broadcast_buffers=False
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=True,
+        broadcast_buffers=False,
     )
 
 

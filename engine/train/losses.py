@@ -112,4 +112,4 @@ def tell_apart(real: Tensor, fake: Tensor, kind: Adversarial) -> Tensor:
 def gradient_penalty(logits: Tensor, picture: Tensor) -> Tensor:
     """How far the critic's slope at a picture is from 1 (Gulrajani et al. 2017, section 4), weighted."""
     (slope,) = torch.autograd.grad(logits.sum(), picture, create_graph=True)
-    return GRADIENT_PENALTY * ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()
+    return GRADIENT_PENALTY * (((slope**2).sum((1, 2, 3)).sqrt() - 1) ** 2).mean()

@@ -45,7 +45,7 @@ class Trainer:
         wrap: Wrap | None = None,
     ) -> None:
         """`start`: weights to begin with, by their names; `vgg19`: for stages that compare its features."""
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed)  # pyright: ignore[reportUnknownMemberType]
         torch.set_flush_denormal(True)  # gradients fade out of known regions: denormals make a step four times as long
         self.recipe, self.stage, self.num_steps = recipe, stage, num_steps
         self.device, self.precision = torch.device(device), precision

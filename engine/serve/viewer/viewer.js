@@ -199,7 +199,10 @@ for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", f
   $("drop").addEventListener(name, (event) => {
     event.preventDefault();
     $("drop").classList.toggle("over", over);
-    if (name === "drop" && event.dataTransfer.files[0]) open(event.dataTransfer.files[0]);
+    if (name === "drop" && event.dataTransfer.files[0]) {
+      $("file").files = event.dataTransfer.files;
+      open($("file").files[0]);
+    }
   });
 }
 
