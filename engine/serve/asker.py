@@ -30,9 +30,7 @@ def own_job(job_id: str, desk: AtDesk, owner: Asker) -> Job:
 
 def shown_job(request: Request, job_id: str, desk: AtDesk, token: Annotated[str, Query(max_length=64)] = "") -> Job:
     """A job that the caller may look at: with its key, or with the token that is in its addresses."""
-    if token and desk.is_token(job_id, token):
-        return desk.job(job_id, None)
-    return desk.job(job_id, owner_of(request))
+    return desk.job(job_id, None if desk.is_token(job_id, token) else owner_of(request))
 
 
 OwnJob = Annotated[Job, Depends(own_job)]
@@ -41,11 +39,9 @@ ShownJob = Annotated[Job, Depends(shown_job)]
 
 def identified(request: Request, identifier: str, parts: int) -> tuple[Job, list[str]]:
     """The job of `id~...~token` or `id~...`, and what is between. Raises Unauthorized and NotFound."""
-    desk = desk_of(request)
     job_id, *rest = identifier.split("~")
-    if len(rest) == parts + 1 and desk.is_token(job_id, rest[-1]):
-        return desk.job(job_id, None), rest[:-1]
-    owner = owner_of(request)
-    if len(rest) != parts:
+    token = rest[parts] if len(rest) == parts + 1 else ""
+    job = shown_job(request, job_id, desk_of(request), token)
+    if len(rest) != parts + bool(token):
         raise NotFound("0 pictures of this key have this identifier")
-    return desk.job(job_id, owner), rest
+    return job, rest[:parts]

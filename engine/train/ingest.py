@@ -19,6 +19,8 @@ from engine.train.run import Part, Run
 from engine.train.stages import Stage
 
 MADE_AHEAD = 8
+STREAM_STEPS = 1000
+"""Batches of one stream: Ray Data plans all of its tasks before the first runs."""
 _TASK_CPUS = 0.25
 _pictures: dict[tuple[Run, str], Pictures] = {}
 """Of this process: decoded once for many batches."""
@@ -30,11 +32,12 @@ def streamed(run: Run, part: Part, stage: Stage, first: int, last: int) -> Itera
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a batch leaves its task at once
-    rows = ray.data.range(last - first, override_num_blocks=last - first)
-    make = partial(_made, run=run, rank=part.rank, world=part.world, stage=stage, first=first)
-    stream = rows.map(make, num_cpus=_TASK_CPUS, concurrency=MADE_AHEAD)
-    for row in stream.iter_rows():
-        yield cast("Batch", pickle.loads(cast("dict[str, bytes]", row)["batch"]))
+    for start in range(first, last, STREAM_STEPS):
+        count = min(STREAM_STEPS, last - start)
+        make = partial(_made, run=run, rank=part.rank, world=part.world, stage=stage, first=start)
+        rows = ray.data.range(count, override_num_blocks=count)
+        for row in rows.map(make, num_cpus=_TASK_CPUS, concurrency=MADE_AHEAD).iter_rows():
+            yield cast("Batch", pickle.loads(cast("dict[str, bytes]", row)["batch"]))
 
 
 def _made(row: dict[str, Any], *, run: Run, rank: int, world: int, stage: Stage, first: int) -> dict[str, bytes]:

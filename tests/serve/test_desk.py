@@ -1,11 +1,12 @@
 """What the front desk accepts: so much as fits into the queue and the store, for each key and for all."""
 
+import asyncio
 import time
 
 import pytest
 
-from engine.errors import QueueFull, StoreFull, TooManyRequests
-from engine.serve.archive import Archive
+from engine.errors import BadRequest, QueueFull, StoreFull, TooManyRequests
+from engine.serve.archive import Archive, Options
 from engine.serve.cluster import Snapshot
 from engine.serve.desk import Desk, Limits
 from engine.serve.keys import ANYBODY, Owner
@@ -85,3 +86,37 @@ def test_tokens_open_one_job(desk):
     assert not desk.is_token("b", desk.token("a"))
     assert not desk.is_token("a", "")
     assert desk.token("a") == Desk(desk.archive, None, desk.limits).token("a")  # after the next start, too
+
+
+def test_after_one_found_no_room_others_are_refused_before_their_bodies(desk):
+    read: list[bytes] = []
+
+    async def body():
+        read.append(b"--b--\r\n")
+        yield b"--b--\r\n"
+
+    def submit(owner: Owner) -> None:
+        asyncio.run(
+            desk.submit(
+                owner,
+                body(),
+                content_type="multipart/form-data; boundary=b",
+                content_length=7,
+                idempotency_key=None,
+                parse_options=lambda _: Options(),
+            )
+        )
+
+    desk.told = told({"one": 45.0})
+    desk._shed["one"] = 8.0  # the smallest that was refused after its body was read
+    with pytest.raises(TooManyRequests):
+        submit(ONE)
+    assert not read
+    with pytest.raises(BadRequest):  # another key's body is read
+        submit(TWO)
+    assert len(read) == 1
+    desk.told = told({"one": 41.0})  # room for one as small
+    with pytest.raises(BadRequest):
+        submit(ONE)
+    assert len(read) == 2
+    assert "one" not in desk._shed
