@@ -1,0 +1,79 @@
+"""Commands for checkpoints."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.cli.app import app, model_app, say, typed_errors
+from engine.cli.options import Device
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option("--data", help="Folder of pictures under an open licence.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same folder resumes it.")],
+    data_licence: Annotated[str, typer.Option("--data-licence", help="Of the pictures, for the card.")],
+    recipe: Annotated[str, typer.Option("--recipe", help="Name of the recipe.")] = "lite",
+    stages: Annotated[
+        list[str] | None, typer.Option("--stage", help="Only these stages, in the recipe's order.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Of the whole run, shared among its stages as the recipe does.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of each process.")] = 1,
+    device: Annotated[Device, typer.Option("--device", help="What the network runs on.")] = Device.CPU,
+    start_from: Annotated[
+        Path | None, typer.Option("--start-from", help="Weights (.safetensors) to start from.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option("--features", help="torchvision's weights of VGG19, where the recipe compares them.")
+    ] = None,
+    workers: Annotated[
+        str | None, typer.Option("--workers", metavar="N|MIN:MAX", help="Processes that train together, by Ray Train.")
+    ] = None,
+    address: Annotated[str | None, typer.Option("--address", help="Of a Ray cluster; a local one by default.")] = None,
+) -> None:
+    """Train a recipe; stops cleanly on a signal, and the same command goes on."""
+    import torch
+
+    from engine.train.recipes import RECIPES
+    from engine.train.run import Run, finish
+    from engine.train.run import train as train_run
+
+    if recipe not in RECIPES:
+        raise typer.BadParameter(f"{recipe!r} is not one of {', '.join(RECIPES)}", param_hint="--recipe")
+    least, _, most = (workers or "1").partition(":")
+    if not (least.isdecimal() and (most or least).isdecimal() and 1 <= int(least) <= int(most or least)):
+        raise typer.BadParameter(f"{workers!r} is not N or MIN:MAX with 1 at least", param_hint="--workers")
+    logging.getLogger().setLevel(logging.INFO)
+    torch.set_num_threads(threads)
+    with typed_errors():
+        run = Run(RECIPES[recipe](), data, out, data_licence, device.value, start_from=start_from, vgg19=features)
+        run = run.shortened(steps) if steps is not None else run
+        chosen = tuple(stages or ())
+        if workers is None:
+            train_run(run, chosen)
+        else:
+            from engine.train.loop import train_on_ray
+
+            count = (int(least), int(most)) if most else int(least)
+            train_on_ray(run, chosen, workers=count, address=address, threads=threads)
+        card = finish(run, threads=threads, workers=int(most or least))
+    say(f"{out / (recipe + '.safetensors')}: {card.parameters:,} parameters")
+
+
+@model_app.command("list")
+def model_list() -> None:
+    """The embedded checkpoints."""
+    from engine.models.checkpoint import embedded, read_card
+
+    with typed_errors():
+        for name, path in embedded().items():
+            card = read_card(path)
+            scales = ", ".join(f"x{scale}" for scale in card.scales)
+            typer.echo(
+                f"{name}: {card.task}, {card.degradation}, {scales}, {card.parameters:,} parameters, "
+                f"{path.stat().st_size:,} bytes, {card.licence}"
+            )
