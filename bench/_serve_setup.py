@@ -24,6 +24,8 @@ from engine.geometry import Size
 
 MIB = 1 << 20
 STARTING_S = 120.0
+SIDE_PX, SCALE = 160, 2
+"""Of the pictures that loads are made of."""
 
 
 @dataclass(slots=True)
@@ -90,9 +92,7 @@ class Endpoint:
 def endpoint(*options: str) -> Generator[Endpoint]:
     """A service with a store of its own, ready; it is ended and its store removed."""
     home = Path(tempfile.mkdtemp(prefix="s"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     running = Endpoint(home / "store", options, port, _start(home / "store", options, port))
     try:
         running.wait_ready()
@@ -101,6 +101,12 @@ def endpoint(*options: str) -> Generator[Endpoint]:
         if running.process.poll() is None:
             running.stop()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _start(store: Path, options: tuple[str, ...], port: int) -> subprocess.Popen[bytes]:
@@ -125,3 +131,23 @@ def body(files: dict[str, Any]) -> tuple[bytes, str]:
     made = requests.Request("POST", "http://here/", files=files).prepare()
     assert isinstance(made.body, bytes)
     return made.body, made.headers["Content-Type"]
+
+
+def post(service: Endpoint, seed: int, *, side: int = SIDE_PX, scale: int = SCALE) -> dict[str, Any] | None:
+    """A job, or None where it was not accepted."""
+    try:
+        answer = requests.post(f"{service.url}/v1/restorations", files=form(seed, side, scale=scale), timeout=60)
+    except requests.RequestException:
+        return None
+    return answer.json() if answer.status_code in (200, 202) else None
+
+
+def capacity(service: Endpoint, *, count: int = 40) -> float:
+    """Pictures a second with a full queue."""
+    jobs = [job for seed in range(count) if (job := post(service, 10_000_000 + seed))]
+    for job in jobs[: count // 4]:
+        service.ended(job)
+    started = time.monotonic()
+    for job in jobs[count // 4 :]:
+        service.ended(job)
+    return (count - count // 4) / (time.monotonic() - started)

@@ -19,9 +19,8 @@ from typing import Any
 
 import requests
 from _batch_setup import record
-from _serve_setup import Endpoint, endpoint, form
+from _serve_setup import Endpoint, capacity, endpoint, post
 
-SIDE_PX, SCALE = 160, 2
 KILL_EVERY_S, SUCCESS = 10.0, 0.999
 ACCEPTED, BIG_SIDE_PX = 10, 128
 
@@ -42,26 +41,6 @@ def main() -> None:
         record(name, found, into="serve")
         good &= found["holds"]
     raise SystemExit(0 if good else 1)
-
-
-def post(service: Endpoint, seed: int, *, side: int = SIDE_PX, scale: int = SCALE) -> dict[str, Any] | None:
-    """A job, or None where it was not accepted."""
-    try:
-        answer = requests.post(f"{service.url}/v1/restorations", files=form(seed, side, scale=scale), timeout=60)
-    except requests.RequestException:
-        return None
-    return answer.json() if answer.status_code in (200, 202) else None
-
-
-def capacity(service: Endpoint, *, count: int = 40) -> float:
-    """Pictures a second with a full queue."""
-    jobs = [job for seed in range(count) if (job := post(service, 10_000_000 + seed))]
-    for job in jobs[: count // 4]:
-        service.ended(job)
-    started = time.monotonic()
-    for job in jobs[count // 4 :]:
-        service.ended(job)
-    return (count - count // 4) / (time.monotonic() - started)
 
 
 class Load:

@@ -15,10 +15,10 @@ from collections.abc import Callable
 import psutil
 import ray
 import uvicorn
+from _serve_setup import MIB, free_port
 from fastapi import FastAPI
 from ray import serve
 
-MIB = 1 << 20
 PATIENCE_S = 5.0
 
 
@@ -92,12 +92,6 @@ def send(port: int, mib: int) -> int:
             except TimeoutError:
                 return sent
     return mib
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

@@ -23,11 +23,10 @@ from typing import Any
 import aiohttp
 import numpy as np
 from _batch_setup import record
-from _serve_setup import Endpoint, body, endpoint, form
+from _serve_setup import SCALE, SIDE_PX, Endpoint, body, capacity, endpoint, form
 
 from engine.serve.keys import add_key
 
-SIDE_PX, SCALE = 160, 2
 QUEUE_S = 8.0
 """So long the queue is, at capacity."""
 SHED_P99_S = {2: 0.05, 5: 0.1, 10: 0.1}
@@ -56,43 +55,30 @@ def main() -> None:
     if wrong:
         parser.error(f"{', '.join(wrong)}: not one of {', '.join(MEASURED)}")
     with endpoint() as service:
-        capacity = asyncio.run(measure_capacity(service))
-    print(f"capacity: {capacity:.2f} pictures a second", flush=True)
+        most = capacity(service)
+    print(f"capacity: {most:.2f} pictures a second", flush=True)
     good = True
     if "overload" in (options.what or MEASURED):
         for factor in map(int, options.factors.split(",")):
-            with endpoint("--max-queue", f"{queue_megapixels(capacity):.3f}") as service:
-                found = asyncio.run(overload(service, capacity, factor, options.seconds))
+            with endpoint("--max-queue", f"{queue_megapixels(most):.3f}") as service:
+                found = asyncio.run(overload(service, most, factor, options.seconds))
             print(f"{factor}x: {found}", flush=True)
             record(f"overload {factor}x", found, into="serve")
             good &= found["holds"]
     if "fairness" in (options.what or MEASURED):
-        found = fairness(capacity, options.seconds)
+        found = fairness(most, options.seconds)
         print(f"fairness: {found}", flush=True)
         record("fairness", found, into="serve")
         good &= found["holds"]
     raise SystemExit(0 if good else 1)
 
 
-def queue_megapixels(capacity: float) -> float:
-    return max(1.0, QUEUE_S * capacity * (SIDE_PX * SCALE) ** 2 / 1e6)
+def queue_megapixels(most: float) -> float:
+    return max(1.0, QUEUE_S * most * (SIDE_PX * SCALE) ** 2 / 1e6)
 
 
 def bodies(count: int, *, first: int) -> list[Body]:
     return [body(form(first + n, SIDE_PX, scale=SCALE)) for n in range(count)]
-
-
-async def measure_capacity(service: Endpoint, *, count: int = 60) -> float:
-    """Pictures a second, while there are enough of them; the first few warm it up."""
-    async with aiohttp.ClientSession(service.url) as client:
-        for one in bodies(count, first=0):
-            await send(client, one, Sent(time.monotonic()))
-        moments: list[float] = []
-        while len(moments) < count:
-            moments += [time.monotonic()] * (await num_done(client) - len(moments))
-            await asyncio.sleep(0.05)
-    skipped = count // 4
-    return (count - 1 - skipped) / (moments[-1] - moments[skipped])
 
 
 async def num_done(client: aiohttp.ClientSession, **headers: str) -> int:
@@ -128,8 +114,8 @@ async def open_loop(
     return sent
 
 
-async def overload(service: Endpoint, capacity: float, factor: int, seconds: float) -> dict[str, Any]:
-    made = bodies(int(factor * capacity * seconds) + 8, first=100_000 * factor)
+async def overload(service: Endpoint, most: float, factor: int, seconds: float) -> dict[str, Any]:
+    made = bodies(int(factor * most * seconds) + 8, first=100_000 * factor)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(service.url, connector=connector) as client:
         calm: list[float] = []
@@ -140,7 +126,7 @@ async def overload(service: Endpoint, capacity: float, factor: int, seconds: flo
             while await num_done(client) < len(calm):
                 await asyncio.sleep(0.05)
         before, started = await num_done(client), time.monotonic()
-        loaded = await open_loop(client, made[4:-4], factor * capacity, seconds)
+        loaded = await open_loop(client, made[4:-4], factor * most, seconds)
         done, taken = await num_done(client) - before, time.monotonic() - started
         ended = time.monotonic()
         while True:
@@ -153,7 +139,7 @@ async def overload(service: Endpoint, capacity: float, factor: int, seconds: flo
     statuses = Counter(one.status for one in loaded)
     shed = [one.seconds for one in loaded if one.status in (429, 503)]
     p99 = float(np.percentile(shed, 99)) if shed else 0.0
-    goodput = done / taken / capacity
+    goodput = done / taken / most
     holds = (
         set(statuses) <= {202, 429, 503}
         and p99 <= SHED_P99_S.get(factor, 0.1)
@@ -161,7 +147,7 @@ async def overload(service: Endpoint, capacity: float, factor: int, seconds: flo
         and recovered_s <= RECOVERED_S
     )
     return {
-        "capacity_per_s": round(capacity, 2),
+        "capacity_per_s": round(most, 2),
         "sent": len(loaded),
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
         "shed_p50_ms": round(1000 * float(np.median(shed)), 1) if shed else 0.0,
@@ -172,16 +158,16 @@ async def overload(service: Endpoint, capacity: float, factor: int, seconds: flo
     }
 
 
-def fairness(capacity: float, seconds: float) -> dict[str, Any]:
+def fairness(most: float, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         keys = Path(name, "keys")
         abuser, normal = (f"Bearer {add_key(keys, owner)}" for owner in ("abuser", "normal"))
-        with endpoint("--keys", str(keys), "--max-queue", f"{queue_megapixels(capacity):.3f}") as service:
-            return asyncio.run(beside(service, capacity, seconds, abuser, normal))
+        with endpoint("--keys", str(keys), "--max-queue", f"{queue_megapixels(most):.3f}") as service:
+            return asyncio.run(beside(service, most, seconds, abuser, normal))
 
 
-async def beside(service: Endpoint, capacity: float, seconds: float, abuser: str, normal: str) -> dict[str, Any]:
-    much, little = 10 * capacity, capacity / 5
+async def beside(service: Endpoint, most: float, seconds: float, abuser: str, normal: str) -> dict[str, Any]:
+    much, little = 10 * most, most / 5
     flood = bodies(int(much * seconds), first=5_000_000)
     few = bodies(int(little * seconds), first=9_000_000)
     connector = aiohttp.TCPConnector(limit=0)

@@ -17,10 +17,8 @@ import numpy as np
 import psutil
 import requests
 from _batch_setup import command_line, record
-from _serve_setup import MIB, Endpoint, endpoint, form
-from serve_faults import capacity
+from _serve_setup import MIB, SCALE, SIDE_PX, Endpoint, capacity, endpoint, form
 
-SIDE_PX, SCALE = 160, 2
 LOAD, RETENTION_S, EVERY_S = 0.7, 180.0, 10.0
 MOST_SLOPE = 1.0
 """MiB in 10 minutes."""

@@ -18,8 +18,8 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -50,6 +50,17 @@ class LostChildError(Exception):
     """A child has ended before it answered."""
 
 
+@contextmanager
+def _or_lost() -> Generator[None]:
+    """A hang-up is the child's death; that it takes too long is not."""
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise LostChildError(str(error)) from error
+
+
 class Child:
     """A process of its own, at work for this one alone."""
 
@@ -60,30 +71,19 @@ class Child:
         """
         own = {variable: os.environ[variable] for variable in _OWN if variable in os.environ}
         self._connection = _connected(folder)
-        self._send(pickle.dumps((name, sorted(own.items())) if name else None))  # an orphan keeps its GPU
+        with _or_lost():
+            _send(self._connection, pickle.dumps((name, sorted(own.items())) if name else None))  # one keeps its GPU
         self.ask("os:environ.update", own)
 
     def ask(self, function: str, *arguments: object, timeout_s: float | None = None) -> Any:  # noqa: ANN401
         """What `module:function` says there. Raises LostChildError, TimeoutError, and what the function raises."""
         self._connection.settimeout(timeout_s)
-        self._send(pickle.dumps((function, arguments)))
-        try:
+        with _or_lost():
+            _send(self._connection, pickle.dumps((function, arguments)))
             succeeded, value = pickle.loads(_received(self._connection))
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise LostChildError(str(error)) from error
         if succeeded:
             return value
         raise value
-
-    def _send(self, body: bytes) -> None:
-        try:
-            _send(self._connection, body)
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise LostChildError(str(error)) from error
 
     def close(self) -> None:
         """Hangs up, which ends the child: one without a name soon, whatever it is at."""

@@ -83,6 +83,14 @@ def parse_local(text: str) -> Path:
     return Path(text)
 
 
+def parse_span(text: str, option: str) -> tuple[int, int]:
+    """`MIN:MAX` of an option, 1 at least."""
+    least, _, most = text.partition(":")
+    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+        raise typer.BadParameter(f"{text!r} is not MIN:MAX with 1 at least", param_hint=option)
+    return int(least), int(most)
+
+
 Inputs = Annotated[
     list[str],
     typer.Argument(

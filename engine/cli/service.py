@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from engine.cli.app import app, say, typed_errors
-from engine.cli.options import Model, parse_bytes
+from engine.cli.options import Model, parse_bytes, parse_span
 
 
 @app.command()
@@ -29,9 +29,7 @@ def serve(
     from engine.serve.desk import Limits
     from engine.serve.server import serve as run_service
 
-    least, _, most = replicas.partition(":")
-    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
-        raise typer.BadParameter(f"{replicas!r} is not MIN:MAX with 1 at least", param_hint="--replicas")
+    span = parse_span(replicas, "--replicas")
     limits = Limits(max_pixels=max_pixels, max_queue_megapixels=max_queue, retention_s=86400 * retention_days)
     with typed_errors():
         say(f"http://{host}:{port}/ serves {store}; Ctrl-C ends it, and what it has accepted goes on when it is back")
@@ -41,7 +39,7 @@ def serve(
             port=port,
             keys_file=keys,
             limits=limits,
-            replicas=(int(least), int(most)),
+            replicas=span,
             model=model,
         )
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from engine.cli.app import app, model_app, say, typed_errors
-from engine.cli.options import Device
+from engine.cli.options import Device, parse_span
 
 
 @app.command()
@@ -44,9 +44,8 @@ def train(
 
     if recipe not in RECIPES:
         raise typer.BadParameter(f"{recipe!r} is not one of {', '.join(RECIPES)}", param_hint="--recipe")
-    least, _, most = (workers or "1").partition(":")
-    if not (least.isdecimal() and (most or least).isdecimal() and 1 <= int(least) <= int(most or least)):
-        raise typer.BadParameter(f"{workers!r} is not N or MIN:MAX with 1 at least", param_hint="--workers")
+    asked = workers or "1"
+    span = parse_span(asked if ":" in asked else f"{asked}:{asked}", "--workers")
     logging.getLogger().setLevel(logging.INFO)
     torch.set_num_threads(threads)
     with typed_errors():
@@ -58,9 +57,8 @@ def train(
         else:
             from engine.train.loop import train_on_ray
 
-            count = (int(least), int(most)) if most else int(least)
-            train_on_ray(run, chosen, workers=count, address=address, threads=threads)
-        card = finish(run, threads=threads, workers=int(most or least))
+            train_on_ray(run, chosen, workers=span if ":" in asked else span[0], address=address, threads=threads)
+        card = finish(run, threads=threads, workers=span[1])
     say(f"{out / (recipe + '.safetensors')}: {card.parameters:,} parameters")
 
 

@@ -7,7 +7,6 @@ all of them share is. The first of them writes.
 
 import logging
 import os
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -20,10 +19,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.errors import TrainingError
-from engine.train.dataset import Batch
 from engine.train.ingest import streamed
 from engine.train.run import LOG_EVERY_STEPS, Part, Run, train
-from engine.train.stages import Stage
 from engine.train.step import Logs
 
 MOST_FAILURES = 10
@@ -84,12 +81,8 @@ def _work(config: dict[str, Any]) -> None:
     run = cast("Run", config["run"])
     told = _Told()
     part = Part(rank, world, _parallel if world > 1 else None, told)
-    train(run, config["stages"], part=part, batches=partial(_batches, run, part))
+    train(run, config["stages"], part=part, batches=partial(streamed, run, part))
     told.report()
-
-
-def _batches(run: Run, part: Part, stage: Stage, first: int, last: int) -> Iterator[Batch]:
-    return streamed(run, part, stage, first, last)
 
 
 def _parallel(module: nn.Module) -> nn.Module:

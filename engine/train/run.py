@@ -133,7 +133,8 @@ class _Stage:
             vgg19=vgg19,
             wrap=part.wrap,
         )
-        self.of = fingerprint(run, stage)
+        self.of = fingerprint(run, stage, num_steps)
+        self.events: Any = None
         state = load_state(run.folder, stage.name, of=self.of)
         if state is not None:
             self.trainer.restore(state)
@@ -156,6 +157,7 @@ class _Stage:
         before_s = trainer.state.seconds
         if trainer.state.step >= trainer.num_steps or stopped():
             return
+        self.events = _events(self.run.folder) if self.part.rank == 0 else None
         if trainer.state.step == 0:
             self._save(validate=True)
         for batch in self.batches(self.stage, trainer.state.step, trainer.num_steps):
@@ -171,6 +173,8 @@ class _Stage:
             if stopped():
                 break
         self._save(validate=trainer.state.step >= trainer.num_steps)
+        if self.events is not None:
+            self.events.close()
 
     def _save(self, *, validate: bool) -> None:
         """A state, the weights, a sheet; at the beginning and the end of a stage its loss on a fixed set, too."""
@@ -206,9 +210,9 @@ class _Stage:
         line = {"stage": self.stage.name, "step": state.step, "seconds": round(state.seconds, 1), **entry}
         with (self.run.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-        with suppress(ImportError), _tensorboard(self.run.folder) as events:
+        if self.events is not None:
             for name, value in entry.items():
-                events.add_scalar(f"{self.stage.name}/{name}", value, state.step)
+                self.events.add_scalar(f"{self.stage.name}/{name}", value, state.step)
 
 
 def sheet(pairs: Iterable[tuple[Tensor, Tensor]]) -> np.ndarray:
@@ -220,12 +224,13 @@ def sheet(pairs: Iterable[tuple[Tensor, Tensor]]) -> np.ndarray:
     return np.concatenate(columns, 1)
 
 
-@contextmanager
-def _tensorboard(folder: Path) -> Generator[Any]:
-    from torch.utils.tensorboard.writer import SummaryWriter
-
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        yield writer
+def _events(folder: Path) -> Any:  # noqa: ANN401
+    """What writes for TensorBoard; None where it is not installed."""
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))
 
 
 @contextmanager
@@ -306,13 +311,13 @@ def finish(run: Run, *, threads: int, workers: int = 1) -> Card:
 
 def newest_state(run: Run, stage: Stage) -> State:
     """Where a stage is; at its beginning where it has no state."""
-    return load_state(run.folder, stage.name, of=fingerprint(run, stage)) or State()
+    num_steps = stage.num_steps(len(run.pictures(stage)))
+    return load_state(run.folder, stage.name, of=fingerprint(run, stage, num_steps)) or State()
 
 
-def fingerprint(run: Run, stage: Stage) -> str:
+def fingerprint(run: Run, stage: Stage, num_steps: int) -> str:
     """Tells runs apart whose states must not be mixed."""
-    told = repr((run.recipe, stage.name, stage.num_steps(len(run.pictures(stage)))))
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((run.recipe, stage.name, num_steps)).encode()).hexdigest()[:16]
 
 
 def autocast_precision(device: str) -> str:
