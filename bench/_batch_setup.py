@@ -63,7 +63,8 @@ class Ended:
 
     def checked(self, *, exit_code: int = 0) -> "Ended":
         if self.exit_code != exit_code:
-            raise SystemExit(f"exit {self.exit_code} instead of {exit_code}: {self.said[-4000:]}")
+            reasons = [f"{one['input']}: {one['reason']}" for one in self.told if one["reason"] is not None]
+            raise SystemExit(f"exit {self.exit_code} instead of {exit_code}: {self.said[-4000:]}\n{reasons}")
         return self
 
 

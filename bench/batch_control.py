@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=200, help="tile actors of both lanes together")
     options = parser.parse_args()
     pipeline.LANE_CPUS = pipeline.PREPARER_CPUS = 0.0
+    pipeline.WORKER_BYTES = 1 << 20  # nothing is drawn
     with workspace() as folder:
         make_pictures(folder, [Picture("one.png", Size(64, 64))], seed=0)
         items = [Item(str(folder / "one.png"), f"{n // 1000}/{n}", None, None) for n in range(options.rows)]
@@ -115,4 +116,5 @@ def counted(items: list[Item], order: Order, pairs: int) -> Iterator[int]:
 
 if __name__ == "__main__":
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  Ray spells it so
+    os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112  so many actors may need the machine's swap
     main()

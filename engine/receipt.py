@@ -352,21 +352,29 @@ def _exported(job: Job, plan: Plan) -> set[str]:
 def refuse_taken(plan: Plan, targets: dict[str, Path], job: Job) -> None:
     """Refuses to write over the input, or over what another plan made, or what is not known to be ours at all."""
     refuse_taken_files(plan, targets, job)
-    path, found = receipt_path(job.out, job.name), read_receipt(receipt_path(job.out, job.name))
-    ours = looks_like_receipt(path) if found is None else found["plan"]["name"] == job.name
-    is_current = _receipt(job).get("plan_id") == plan.plan_id
-    _refuse(path, plan, job, ours=ours, current=is_current or bool(_exported(job, plan)))
+    path = receipt_path(job.out, job.name)
+    if os.path.lexists(path):
+        is_exported, found = bool(_exported(job, plan)), read_receipt(path)
+        ours = looks_like_receipt(path) if found is None else found["plan"]["name"] == job.name
+        is_current = _receipt(job).get("plan_id") == plan.plan_id
+        _refuse(path, plan, job, ours=ours, current=is_current or is_exported)
 
 
 def refuse_taken_files(plan: Plan, targets: dict[str, Path], job: Job) -> None:
-    """As `refuse_taken`, of the outputs alone: ours is what a receipt of the picture, or work in progress, names."""
+    """As `refuse_taken`, of the outputs alone: ours is what a receipt of the picture, or work in progress, names.
+
+    Another process may be making them. It announces a file, makes it, stores the receipt, ends what it announced; they
+    are looked for in the order in which none is missed.
+    """
     if job.out.exists() and not job.out.is_dir():
         raise OutputExists(f"{job.out}: a file is in the way of the output folder; choose another --out")
+    taken = {name: path for name, path in targets.items() if os.path.lexists(path)}
+    exported, announced = _exported(job, plan), _announced(_all_canvases(job))
     receipt = _receipt(job)
     finished: dict[str, Any] = receipt["outputs"] if receipt.get("plan_id") == plan.plan_id else {}
-    current = finished.keys() | _exported(job, plan)
-    known = current | _announced(_all_canvases(job))
-    for name, path in targets.items():
+    current = finished.keys() | exported
+    known = current | announced
+    for name, path in taken.items():
         if path.exists() and any(path.samefile(own) for own in (job.image, job.mask) if own is not None):
             raise OutputExists(f"{path}: the output would replace its own input; choose another --out")
         if name == "ome-zarr":
@@ -396,7 +404,7 @@ def _is_listed(path: Path, job: Job) -> bool:
 
 
 def _refuse(path: Path, plan: Plan, job: Job, *, ours: bool, current: bool) -> None:
-    if not os.path.lexists(path) or (ours and current):
+    if ours and current:
         return
     if not ours:
         raise OutputExists(

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine import remote
-from engine.errors import InputError, OutputExists, PlanError, StorageError, UnreadableInput
+from engine.errors import InputError, OutputBusy, OutputExists, PlanError, StorageError, UnreadableInput
 from engine.generated_map import GENERATED, Generated, restored_region, write_generated_map
 from engine.geometry import Box, Size
 from engine.guide import make_guide
@@ -144,18 +144,14 @@ class Restorer:
             return False
         refuse_taken(plan, job.targets, job)
         validate(plan, out=job.out, max_memory_bytes=request.max_memory_bytes)
-        with storage_errors(job.out):
-            make_folders(job.out)
-        Canvas.open(plan, job.out, metadata=carried(info, request)).close()
+        _opened(plan, job, info, request).close()
         return True
 
     def _make(
         self, plan: Plan, job: Job, request: Request, info: ImageInfo, tiling: Tiling, progress: Progress | None
     ) -> tuple[int, int]:
         """Shards, exports, receipt, final name, in this order; (shards done, of these reused)."""
-        with storage_errors(job.out):
-            make_folders(job.out)
-        with Canvas.open(plan, job.out, metadata=carried(info, request)) as canvas:
+        with _opened(plan, job, info, request) as canvas:
             tidy(job, job.targets)
             work = _Work(self, canvas, job, request, info, tiling, canvas.scratch)
             done, reused = work.run(progress)
@@ -352,6 +348,18 @@ def _draw(renderer: Renderer, plan: Plan, request: Request, size: Size, box: Box
             axis=0 if box.size.h >= box.size.w else 1,
         )
     return resample_area(renderer.draw(drawn), have, box, source=enlarged, target=plan.size)
+
+
+def _opened(plan: Plan, job: Job, info: ImageInfo, request: Request) -> Canvas:
+    """The canvas of a picture that was not finished a moment ago. Raises OutputBusy, also where it is by now."""
+    with storage_errors(job.out):
+        make_folders(job.out)
+    canvas = Canvas.open(plan, job.out, metadata=carried(info, request))
+    published = published_canvas(job.out, job.name)
+    if plan_id_of(published) == plan.plan_id:
+        canvas.discard()
+        raise OutputBusy(f"{published}: another process has just finished it; run the same command again")
+    return canvas
 
 
 def _notes(info: ImageInfo, request: Request) -> tuple[str, ...]:

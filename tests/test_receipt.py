@@ -1,15 +1,20 @@
 """A receipt says what is ours: nothing else is written over, nothing of it is forgotten, none is believed blindly."""
 
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from engine.bag import make_bag
 from engine.errors import OutputExists, StorageError, UnreadableInput
+from engine.geometry import Size
 from engine.receipt import (
     announce,
     is_finished,
@@ -45,6 +50,81 @@ def of_another_plan(scene: Scene, *formats: str, replace_: bool = True) -> Scene
 
 
 # What may be written over
+
+
+class Beside:
+    """The same command in another process (here a thread), which waits before each of its steps."""
+
+    STEPS = ("tests.test_upkeep.announce", "tests.test_upkeep.Image.fromarray", "tests.test_upkeep.write_receipt")
+    LOOKS = ("os.path.lexists", *(f"engine.receipt.{name}" for name in ("_announced", "receipt_of", "read_receipt")))
+    LOOKS = (*LOOKS, *(f"engine.receipt.{name}" for name in ("plan_id_of", "_is_canvas", "looks_like_receipt")))
+
+    def __init__(self, scene: Scene, patch: pytest.MonkeyPatch) -> None:
+        self.looks, self.on_look, self._has_ended = 0, dict[int, int](), False
+        self._turn, self._waits = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, args=(scene,), daemon=True)
+        for name in (*self.STEPS, "engine.tiling.canvas.hit"):
+            patch.setattr(name, self._before(resolve_name(name), self._wait))
+        for name in self.LOOKS:
+            patch.setattr(name, self._before(resolve_name(name), self._look))
+        self._thread.start()
+        self._waits.acquire()
+
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            if not self._has_ended:
+                self._turn.release()
+                self._waits.acquire()
+
+    def _run(self, scene: Scene) -> None:
+        scene.restore()
+        self._has_ended = True
+        self._waits.release()
+
+    def _wait(self) -> None:
+        if threading.current_thread() is self._thread:
+            self._waits.release()
+            self._turn.acquire()
+
+    def _look(self) -> None:
+        """Our own look at the folder, before which the other may take steps."""
+        if threading.current_thread() is not self._thread:
+            self.looks += 1
+            self.step(self.on_look.get(self.looks, 0))
+
+    @staticmethod
+    def _before(function: Callable[..., Any], act: Callable[[], None]) -> Callable[..., Any]:
+        def acting(*arguments: object, **named: object) -> object:
+            act()
+            return function(*arguments, **named)
+
+        return acting
+
+
+def test_what_another_process_is_making_is_not_in_the_way(tmp_path):
+    """Whatever it does between whichever of our looks."""
+    small = Size(20, 20)
+    whole, drawn = make_scene(tmp_path / "whole", size=small), tmp_path / "drawn"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.test_upkeep.announce", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make_scene(drawn, size=small)
+    most_steps, num_looks, cases = 6, 100, 0
+    for before, look, during in product(range(most_steps), range(1, 100), (1, most_steps)):
+        if look <= num_looks:
+            out = tmp_path / f"{cases}"
+            shutil.copytree(drawn, out)
+            job = replace(whole.job, out=out, formats=("ome-zarr", "png"))
+            with pytest.MonkeyPatch.context() as patch:
+                other = Beside(Scene(job, whole.plan, whole.picture), patch)
+                other.step(before)
+                other.on_look[look] = during
+                refuse_taken(whole.plan, job.targets, job)
+                num_looks = max(1, other.looks) if look == 1 else num_looks
+                other.step(most_steps)
+            assert is_finished(whole.plan, job.targets, job)
+            cases += 1
+    assert cases > 100
 
 
 def check_refused(scene: Scene, path: Path) -> None:

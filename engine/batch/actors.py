@@ -28,7 +28,11 @@ class Forwarder:
         return answer(batch, self._act)
 
     def _act(self, row: bytes) -> bytes:
-        living = {node["NodeID"] for node in cast("list[dict[str, Any]]", ray.nodes()) if node["Alive"]}
+        living = {
+            node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"])
+            for node in cast("list[dict[str, Any]]", ray.nodes())
+            if node["Alive"]
+        }
         for _ in range(MOST_DEATHS):
             try:
                 return self._child.ask("engine.batch.tiles:act", row, living)

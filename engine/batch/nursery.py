@@ -127,7 +127,14 @@ def _start(folder: Path) -> None:
         return
     lock.release()
     command, environment = python(f"from engine.batch import nursery; nursery.serve({str(folder)!r})")
-    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment, check=True)
+    subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,  # Ray ends the process group of each of its processes with it
+        check=True,
+    )
 
 
 def serve(name: str) -> None:

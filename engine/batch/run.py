@@ -62,6 +62,7 @@ def restore_all(
         if lock is None:
             raise OutputBusy(f"{order.out}: another batch is at work on it; wait for it, or end it")
         stack.callback(lock.release)
+        cluster = stack.enter_context(ExitStack())  # ends when the catalog is complete
         write_atomic(folder / "job.json", json.dumps({"total": len(items), "request_id": request_id}).encode())
         known = read_catalog(order.out)
         looked_up: deque[Outcome] = deque()
@@ -78,7 +79,7 @@ def restore_all(
                     yield item
 
         catalog = stack.enter_context(CatalogWriter(order.out))
-        for outcome in _restored(stack, pending(), order, restorer, workers, progress, drawn):
+        for outcome in _restored(cluster, pending(), order, restorer, workers, progress, drawn):
             catalog.add(_row(outcome, facts.pop(outcome.item.name), request_id, order, known.get(outcome.item.name)))
             yield from _drained(looked_up)
             yield outcome
@@ -86,7 +87,7 @@ def restore_all(
 
 
 def _restored(
-    stack: ExitStack,
+    cluster: ExitStack,
     items: Iterator[Item],
     order: Order,
     restorer: Restorer,
@@ -104,8 +105,8 @@ def _restored(
     from engine.batch.cluster import connected
     from engine.batch.pipeline import Pipeline
 
-    stack.enter_context(redirect_stdout(sys.stderr))  # Ray tells of lost processes and nodes, on either
-    stack.enter_context(connected(workers))
+    cluster.enter_context(redirect_stdout(sys.stderr))  # Ray tells of lost processes and nodes, on either
+    cluster.enter_context(connected(workers))
     yield from Pipeline(order, workers, drawn).run(chain([first], items))
 
 

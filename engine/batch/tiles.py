@@ -6,13 +6,13 @@ They look at pictures, restore small ones, draw parts of large ones and finish t
 import pickle
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from engine.batch.attempts import MAX_SHARED, Attempts
+from engine.batch.attempts import MAX_SHARED, Attempts, Nodes
 from engine.batch.inputs import Item
 from engine.batch.nursery import Child, LostChildError, at_end
 from engine.batch.scratch import Scratch
@@ -65,7 +65,7 @@ class Here:
     nursery: Path
 
 
-Actor = Callable[[Any, Collection[str]], object]
+Actor = Callable[[Any, Nodes], object]
 """Does a work; the second argument are the nodes that live."""
 
 _actor: Actor | None = None
@@ -79,7 +79,7 @@ def make(made: bytes, node: str, nursery: str) -> None:
         _actor = kind(Here(node, Path(nursery)), *arguments)
 
 
-def act(row: bytes, living: Collection[str]) -> bytes:
+def act(row: bytes, living: Nodes) -> bytes:
     """The answer to a row of a lane."""
     assert _actor is not None
     number, work = pickle.loads(row)
@@ -112,7 +112,7 @@ class Preparing:
         self._order = order
         self._restorer = order.restorer(threads=1)
 
-    def __call__(self, bundle: Bundle, living: Collection[str]) -> list[Prepared]:
+    def __call__(self, bundle: Bundle, living: Nodes) -> list[Prepared]:
         order = self._order
         near = [item for item in bundle.items if not item.is_remote]
         infos = probe_many_in_child(
@@ -149,15 +149,15 @@ class Restoring:
         at_end.append(self._scratch.close)
         self._part: tuple[str, Part] | None = None
 
-    def __call__(self, work: Bundle | Run, living: Collection[str]) -> list[Outcome]:
+    def __call__(self, work: Bundle | Run, living: Nodes) -> list[Outcome]:
         if isinstance(work, Bundle):
             return [self._attempt(item, None, living) for item in work.items]
         return [self._attempt(work.item, work, living)]
 
-    def _attempt(self, item: Item, run: Run | None, living: Collection[str]) -> Outcome:
+    def _attempt(self, item: Item, run: Run | None, living: Nodes) -> Outcome:
         """One more try; the third, after two deaths, in a process that nothing else shares."""
         name = item.name if run is None else f"{item.name}\0{run.first}"  # runs of a picture are tried side by side
-        deaths = self._attempts.deaths(name, living=living)
+        deaths = self._attempts.deaths(name, node=self._here.node, living=living)
         if deaths >= MAX_SHARED:
             outcome = guarded(item, lambda: self._alone(item, run))
         else:

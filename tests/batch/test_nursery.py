@@ -127,6 +127,20 @@ def test_an_orphan_goes_on_with_its_work_for_the_next_of_its_name(home):
     assert ended(pid, within_s=2)  # it was not at work
 
 
+def test_the_server_outlives_the_process_group_of_the_one_that_started_it(home):
+    starter = [sys.executable, "-c", OWNER, str(home), "4 s", "actor 7"]
+    with subprocess.Popen(starter, stdout=subprocess.PIPE, text=True, start_new_session=True) as owner:
+        assert owner.stdout is not None
+        pid = int(owner.stdout.readline())
+        other = Child(home)
+        os.killpg(owner.pid, signal.SIGKILL)  # as Ray's raylet ends its workers
+    mine = Child(home, "actor 7")
+    assert mine.ask("os:getpid") == pid
+    assert other.ask("operator:add", 1, 1) == 2
+    mine.close()
+    other.close()
+
+
 def test_an_orphan_that_sees_other_gpus_is_not_adopted(home, monkeypatch):
     Child(home).close()
     pid = at_work_without_owner(home, "actor 7")

@@ -2,15 +2,18 @@
 
 import pickle
 import threading
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from engine import restoration
 from engine.batch import tiles
 from engine.batch.inputs import Item
 from engine.batch.tiles import Bundle, Here, Restoring
 from engine.batch.work import DONE, REFUSED, Order, Workers
+from engine.errors import OutputBusy
 from engine.request import Request
 from engine.store import FileLock
 from tests.networks import TINY, random_checkpoint
@@ -43,7 +46,7 @@ def test_a_picture_is_waited_for_that_a_dying_process_still_holds(order, item, h
     timer = threading.Timer(0.7, held.release)
     timer.start()
     if how == "restored":
-        (outcome,) = Restoring(Here("node", tmp_path), order, Workers(1))(Bundle((item,)), ["node"])
+        (outcome,) = Restoring(Here("node", tmp_path), order, Workers(1))(Bundle((item,)), {})
     else:
         outcome = pickle.loads(tiles.finish(pickle.dumps((order, item))))
     timer.join()
@@ -52,6 +55,25 @@ def test_a_picture_is_waited_for_that_a_dying_process_still_holds(order, item, h
 
 def test_but_not_for_ever(order, item, held, tmp_path, monkeypatch):
     monkeypatch.setattr(tiles, "PATIENCE_S", 0.3)
-    (outcome,) = Restoring(Here("node", tmp_path), order, Workers(1))(Bundle((item,)), ["node"])
+    (outcome,) = Restoring(Here("node", tmp_path), order, Workers(1))(Bundle((item,)), {})
     held.release()
     assert (outcome.status, outcome.reason) == (REFUSED, "output-busy")
+
+
+@pytest.mark.parametrize("begin", ["lay_out", "restore"])
+def test_a_picture_that_another_process_finishes_meanwhile_is_not_begun_again(order, item, monkeypatch, begin):
+    """That one is between our look and our lock."""
+    job, validate = order.job(item), restoration.validate
+
+    def slow(*arguments: Any, **named: Any) -> None:
+        monkeypatch.setattr(restoration, "validate", validate)
+        order.restorer(threads=1).restore(job, order.request)
+        validate(*arguments, **named)
+
+    monkeypatch.setattr(restoration, "validate", slow)
+    restorer = order.restorer(threads=1)
+    with pytest.raises(OutputBusy, match="has just finished it"):
+        getattr(restorer, begin)(job, order.request)
+    assert not list(order.out.glob("*.inprogress.zarr"))
+    made = restorer.restore(job, order.request)
+    assert made.shards_reused == made.shards_total
