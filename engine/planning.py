@@ -1,6 +1,7 @@
 """From a request and a header to a plan: sizes, tile shapes, memory and disk, before a pixel is read."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -10,6 +11,7 @@ from engine.errors import NotEnoughMemory, OutputTooLarge, PlanError
 from engine.geometry import Size, ceil_div, round_up
 from engine.image import Layout
 from engine.models.card import Card
+from engine.models.cra_srgan.config import Config
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.models.cra_srgan.local import LocalHalf
 from engine.render import Tiling
@@ -40,14 +42,15 @@ def tiling_for(
 ) -> tuple[Tiling, int]:
     """The largest tiles that fit the memory, and the bytes one process needs with them.
 
-    No more is enlarged at once than a shard holds: what lies beyond it would be thrown away.
+    None is larger than the picture, and no more is enlarged at once than a shard holds: what lies beyond would be
+    thrown away.
     """
     scale = render_scale(request, size)
     drawn_px = min(DRAWN_SIDE_PX[scale], shard_px or SHARD_PX)
-    widest = request.tile_px or min(MAX_TILE_PX, max(MIN_TILE_PX, round_up(size.long_side, 64)))
+    widest = request.tile_px or MAX_TILE_PX
     if widest % CraSrgan.ALIGN_PX or widest < MIN_TILE_PX:
         raise PlanError(f"tiles of {widest} px: a multiple of {CraSrgan.ALIGN_PX}, at least {MIN_TILE_PX}, is needed")
-    tile_px = widest
+    tile_px = min(widest, max(MIN_TILE_PX, round_up(size.long_side, 64)))
     while True:
         tiling = Tiling(tile_px, min(tile_px, drawn_px // scale), request.batch)
         needed = memory_bytes(card, tiling, scale, channels, dtype)
@@ -69,12 +72,19 @@ def memory_bytes(card: Card, tiling: Tiling, scale: int, channels: int, dtype: s
     head = tiling.batch * (tiling.tile_px + 2 * card.context_px["1"]) ** 2 * 4 * (3 * config.head_channels + 40)
     widest = head
     if levels:
-        local = LocalHalf(config, padding="valid")
+        local = _shape_of(config)
         encoded = (tiling.tile_px + 2 * local.encode_margin_px(levels)) ** 2 * 4 * 5 * config.trunk_channels
         kept = (tiling.tile_px + 2 * local.decode_margin_px(levels)) ** 2 * 4 * config.stage_channels[0]
         widest = max(head, encoded, kept + tiling.batch * _decode_bytes(config.stage_channels, local, tiling, levels))
     shard = 3 * SHARD_PX**2 * channels * (1 if dtype == "uint8" else 2)
     return PROCESS_BYTES + 4 * card.parameters + max(widest, 2 * WORKING_SET_BYTES) + shard
+
+
+@cache
+def _shape_of(config: Config) -> LocalHalf:
+    """A network without weights, for its margins."""
+    with torch.device("meta"):
+        return LocalHalf(config, padding="valid")
 
 
 def _decode_bytes(widths: tuple[int, ...], local: LocalHalf, tiling: Tiling, levels: int) -> int:
@@ -195,7 +205,7 @@ def network_operations(card: Card, tiling: Tiling, output: Size, scale: int) -> 
 
 def _operations(card: Card, tiling: Tiling, scale: int) -> tuple[float, float]:
     """Multiply-adds for one tile: with its halo, and for its own pixels alone."""
-    config, local, levels = card.config, LocalHalf(card.config, padding="valid"), scale.bit_length() - 1
+    config, local, levels = card.config, _shape_of(card.config), scale.bit_length() - 1
     tile = tiling.tile_px
     head = 9 * config.head_channels * (config.guide_channels + 11 + 2 * config.head_blocks * config.head_channels)
     if levels == 0:

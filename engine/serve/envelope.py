@@ -42,6 +42,7 @@ class Envelope:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = name
+                headers["Server-Timing"] = f"app;dur={1000 * (time.perf_counter() - started):.1f}"  # to the first byte
                 for key, value in _ALWAYS.items():
                     headers[key] = value
             await send(message)

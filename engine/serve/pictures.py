@@ -6,7 +6,7 @@ import hashlib
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from engine.errors import BadRequest, StorageError
+from engine.errors import BadRequest, NotFound, StorageError
 from engine.serve import iiif, problems, view
 from engine.serve.archive import Job
 from engine.serve.asker import desk_of, identified
@@ -38,13 +38,6 @@ def presented(request: Request, identifier: str) -> JSONResponse:
     )
     kind = 'application/ld+json;profile="http://iiif.io/api/presentation/3/context.json"'
     return JSONResponse(body, headers=_CORS, media_type=kind)
-
-
-@pictures.options("/{path:path}", include_in_schema=False)
-def preflight() -> Response:
-    """What a page of another site may ask."""
-    allowed = {"Access-Control-Allow-Methods": "GET, HEAD", "Access-Control-Allow-Headers": "*"}
-    return Response(status_code=204, headers=_CORS | allowed)
 
 
 @pictures.head("/3/{identifier}", include_in_schema=False)
@@ -102,6 +95,15 @@ async def image(
         if layer in (RESTORED, DIFFERENCE):
             desk_of(request).look(job, asked.region, level=0)
     return Response(data, headers=headers, media_type=iiif.FORMATS[asked.fmt])
+
+
+@pictures.api_route("/{path:path}", methods=["GET", "HEAD", "OPTIONS"], include_in_schema=False)
+def preflight(request: Request) -> Response:
+    """What a page of another site may ask; there is nothing else here. Raises NotFound."""
+    if request.method != "OPTIONS":
+        raise NotFound("0 pictures have this address")
+    allowed = {"Access-Control-Allow-Methods": "GET, HEAD", "Access-Control-Allow-Headers": "*"}
+    return Response(status_code=204, headers=_CORS | allowed)
 
 
 def drawn(found: view.View, asked: iiif.ImageRequest) -> tuple[bytes, bool]:

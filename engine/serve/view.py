@@ -28,7 +28,11 @@ MOST_FINER = 3
 """Levels below the one asked for whose shards stand in for a missing one."""
 MARGIN_PX = 4
 """Beside what is enlarged, so that where it was cut does not show."""
-JPEG_QUALITY, WEBP_QUALITY = 90, 85
+WEBP_QUALITY = 85
+_JPEG = (
+    *(cv2.IMWRITE_JPEG_QUALITY, 90),
+    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),  # as in the exported tiles
+)
 
 _INTERPRETATION = {"uint8": ("b-w", "srgb"), "uint16": ("grey16", "rgb16")}
 """Libvips' words for grey and colour; without them it takes the fourth channel for black ink."""
@@ -194,6 +198,8 @@ def shown(view: View, request: ImageRequest) -> tuple[Shown, bool]:
     if box.size != request.size:
         pixels = cv2.resize(pixels, (request.size.w, request.size.h), interpolation=cv2.INTER_AREA)
         pixels = cast("Pixels", pixels).reshape(request.size.h, request.size.w, -1)
+    if view.profile is None and pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
+        return cast("Shown", pixels), read.final
     image = pyvips.Image.new_from_array(np.ascontiguousarray(pixels))
     image = image.copy(interpretation=_INTERPRETATION[pixels.dtype.name][0 if pixels.shape[2] <= 2 else 1])
     if view.profile is not None:
@@ -203,22 +209,23 @@ def shown(view: View, request: ImageRequest) -> tuple[Shown, bool]:
 
 def encode(pixels: Shown, request: ImageRequest) -> bytes:
     """The file that answers a request, from the pixels that it shows."""
+    if request.quality == "gray" and pixels.shape[2] == 3:
+        pixels = cast("Shown", cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[..., None]
+    if request.mirrored:
+        pixels = pixels[:, ::-1]
+    pixels = np.ascontiguousarray(np.rot90(pixels, -request.quarter_turns))
+    if request.fmt == "jpg":  # of the most answers, and twice as fast as by libvips
+        done, data = cv2.imencode(
+            ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.shape[2] == 3 else pixels, _JPEG
+        )
+        assert done
+        return data.tobytes()
     image = pyvips.Image.new_from_array(pixels)
     image = image.copy(interpretation="b-w" if pixels.shape[2] == 1 else "srgb")
-    if request.quality == "gray":
-        image = image.colourspace("b-w")
-    if request.mirrored:
-        image = image.fliphor()
-    if request.quarter_turns:
-        image = image.rot(f"d{90 * request.quarter_turns}")
     nothing = pyvips.ForeignKeep.NONE
     if request.fmt == "png":
-        data = image.pngsave_buffer(compression=1, keep=nothing)
-    elif request.fmt == "webp":
-        data = image.webpsave_buffer(Q=WEBP_QUALITY, effort=1, keep=nothing)
-    else:
-        data = image.jpegsave_buffer(Q=JPEG_QUALITY, keep=nothing)
-    return bytes(data)
+        return bytes(image.pngsave_buffer(compression=1, keep=nothing))
+    return bytes(image.webpsave_buffer(Q=WEBP_QUALITY, effort=1, keep=nothing))
 
 
 def _array(image: pyvips.Image) -> Shown:

@@ -112,7 +112,7 @@ class AnyCanvas(ABC):
             ys, xs = part.slices
             with self.damage_named([key]):
                 planes = cast("Pixels", self._arrays[level][:, ys, xs])
-            pixels[part.shifted(-box.y0, -box.x0).slices] = planes.transpose(1, 2, 0)
+            pixels[part.shifted(-box.y0, -box.x0).slices] = np.stack(list(planes), axis=-1)
         return pixels
 
     @contextmanager

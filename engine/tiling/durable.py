@@ -25,9 +25,12 @@ class DurableStore(LocalStore):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """A stored object or a part of it; None where there is none."""
+        """A stored object or a part of it; None where there is none.
+
+        Read in the event loop: what is read is a chunk or an index, and a way through other threads takes longer.
+        """
         hit("read")
-        return await super().get(key, prototype, byte_range)
+        return self.get_sync(key, prototype=prototype, byte_range=byte_range)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Stores one whole object under `key`."""

@@ -3,7 +3,7 @@
 // the address, so that a link to it can be given away.
 
 const $ = (id) => document.getElementById(id);
-const REFRESH_MS = 1500; // of tiles, while they change
+const LOOK_MS = 250, REFRESH_MS = 1500; // how soon a change is shown, and how long the next one waits after it
 let key = sessionStorage.getItem("key") || "";
 let picture = null; // what is being prepared: {file, bitmap, mask, factor}
 let shown = null; // the job on the screen: {job, viewer, mode, items, source}
@@ -226,7 +226,7 @@ const go = guarded(async () => {
   shown = { job, viewer: null, mode: "slider", items: {}, source: new EventSource(job.links.events) };
   shown.source.onmessage = (event) => { if (shown) update(JSON.parse(event.data)); };
   shown.source.onerror = () => { if (shown && ["done", "failed"].includes(shown.job.state)) shown.source.close(); };
-  shown.timer = setInterval(refresh, REFRESH_MS);
+  shown.timer = setInterval(refresh, LOOK_MS);
   update(job);
 });
 
@@ -335,8 +335,10 @@ function clip() {
 
 function refresh(force) {
   if (!shown || !shown.viewer) return;
-  if (force === true || shown.job.progress !== shown.refreshed) {
+  const rested = performance.now() - (shown.refreshedAt || 0) > REFRESH_MS;
+  if (force === true || (rested && shown.job.progress !== shown.refreshed)) {
     shown.refreshed = shown.job.progress;
+    shown.refreshedAt = performance.now();
     for (const name of ["restored", "difference"]) if (shown.items[name]) shown.items[name].reset();
     shown.viewer.forceRedraw();
   }
