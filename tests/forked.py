@@ -6,7 +6,6 @@ child ends as an interpreter does, after its threads.
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -25,16 +24,16 @@ class JobServer:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(
-        self, *arguments: Any, failpoint: str | None = None, kill_after_s: float | None = None
-    ) -> tuple[int, float]:
-        """One job's exit status, negative for the signal that ended it, and its seconds."""
+    def run(self, *arguments: Any, failpoint: str | None = None, kill: tuple[str, int, float] | None = None) -> int:
+        """One job's exit status, negative for the signal that ended it.
+
+        `kill`: a file, so many lines, and the seconds after these are there at which the job is killed.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([arguments, failpoint, kill_after_s]) + "\n")
+        self._process.stdin.write(json.dumps([arguments, failpoint, kill]) + "\n")
         self._process.stdin.flush()
-        status, seconds = json.loads(self._process.stdout.readline())
-        return status, seconds
+        return json.loads(self._process.stdout.readline())
 
 
 @contextmanager
@@ -51,17 +50,22 @@ def job_server(script: Path) -> Generator[JobServer]:
 def serve(job: Callable[..., int]) -> None:
     """Runs `job(*arguments)`, which returns its exit status, in a fork for each line of standard input."""
     for line in sys.stdin:
-        arguments, failpoint, kill_after_s = json.loads(line)
-        started = time.monotonic()
+        arguments, failpoint, kill = json.loads(line)
         child = get_context("fork").Process(target=_run, args=(job, arguments, failpoint))
         child.start()
-        if kill_after_s is not None:
-            time.sleep(kill_after_s)
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGKILL)
+        if kill is not None:
+            path, num_lines, seconds = kill
+            while child.is_alive() and _lines(Path(path)) < num_lines:
+                time.sleep(0.001)
+            time.sleep(seconds)
+            child.kill()
         child.join()
-        sys.stdout.write(json.dumps([child.exitcode, time.monotonic() - started]) + "\n")
+        sys.stdout.write(json.dumps(child.exitcode) + "\n")
         sys.stdout.flush()
+
+
+def _lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
 
 
 def _run(job: Callable[..., int], arguments: list[Any], failpoint: str | None) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from engine.errors import TrainingError
 from engine.models.card import Card, Value
 from engine.models.checkpoint import save
+from engine.store import write_atomic
 from engine.train.checkpoints import State, load_state, save_state, save_weights
 from engine.train.dataset import Batch, Pictures, batch_of
 from engine.train.discriminator import Vgg19
@@ -136,6 +137,7 @@ class _Stage:
         self.of = fingerprint(run, stage, num_steps)
         self.events: Any = None
         state = load_state(run.folder, stage.name, of=self.of)
+        self.resumed = state is not None
         if state is not None:
             self.trainer.restore(state)
         self.batches = batches or self._made
@@ -158,7 +160,9 @@ class _Stage:
         if trainer.state.step >= trainer.num_steps or stopped():
             return
         self.events = _events(self.run.folder) if self.part.rank == 0 else None
-        if trainer.state.step == 0:
+        if self.part.rank == 0:
+            self._forget()
+        if not self.resumed:
             self._save(validate=True)
         for batch in self.batches(self.stage, trainer.state.step, trainer.num_steps):
             logs = trainer.advance(batch)
@@ -177,11 +181,13 @@ class _Stage:
             self.events.close()
 
     def _save(self, *, validate: bool) -> None:
-        """A state, the weights, a sheet; at the beginning and the end of a stage its loss on a fixed set, too."""
+        """A sheet, the weights, a state; at the beginning and the end of a stage its loss on a fixed set, too.
+
+        The state comes last: what it follows is there.
+        """
         if self.part.rank != 0:
             return
         trainer, folder = self.trainer, self.run.folder
-        save_state(folder, self.stage.name, trainer.saved(), of=self.of)
         save_weights(folder / f"{self.stage.name}.safetensors", trainer.averages)
         batches = [
             batch_of(self.pictures, self.stage, seed=VALIDATION_SEED, step=number)
@@ -195,6 +201,16 @@ class _Stage:
             cv2.imwrite(str(path), sheet(pairs[:SHEET_PICTURES]))
         if validate:
             self._write({"validation": float(np.mean([float(one.loss) for one in found]))})
+        save_state(folder, self.stage.name, trainer.saved(), of=self.of)
+
+    def _forget(self) -> None:
+        """What is logged of steps that a dead process made, and that are made again."""
+        path, last = self.run.folder / "log.jsonl", self.trainer.state.step if self.resumed else -1
+        if path.exists():
+            lines = path.read_text().splitlines(keepends=True)
+            entries = [json.loads(line) for line in lines if line.endswith("\n")]
+            kept = [one for one in entries if one["stage"] != self.stage.name or one["step"] <= last]
+            write_atomic(path, "".join(json.dumps(one) + "\n" for one in kept).encode())
 
     def _log(self, logs: Logs) -> None:
         if self.part.rank == 0:

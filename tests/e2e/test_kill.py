@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import tempfile
@@ -36,11 +37,14 @@ class Scene:
     arguments: list[str]
     undisturbed: dict[str, bytes]
     num_shards: int
-    seconds: float
 
     def run(self, out: Path, **options: Any) -> int:
-        notes = out.with_name(out.name + ".notes")
-        return self.server.run([*self.arguments, "--out", str(out)], str(notes), **options)[0]
+        return self.server.run([*self.arguments, "--out", str(out)], notes(out), **options)
+
+
+def notes(out: Path) -> str:
+    """Where the shards stand that are computed."""
+    return f"{out}.notes"
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +62,9 @@ def folder() -> Iterator[Path]:
 
 
 def scene_of(server: JobServer, folder: Path, arguments: list[str]) -> Scene:
-    scene = Scene(server, arguments, {}, 0, 0.0)
+    scene = Scene(server, arguments, {}, 0)
     out = folder / "undisturbed"
-    _, scene.seconds = server.run([*arguments, "--out", str(out)], f"{out}.notes")
+    scene.run(out)
     assert (out / "a.zarr").is_dir(), (folder / "undisturbed.notes.log").read_text()
     scene.undisturbed = timeless(out)
     scene.num_shards = len(computed(out))
@@ -90,8 +94,8 @@ def out(folder) -> Iterator[Path]:
 
 
 def computed(out: Path) -> list[str]:
-    notes = out.with_name(out.name + ".notes")
-    return notes.read_text().split() if notes.exists() else []
+    path = Path(notes(out))
+    return path.read_text().split() if path.exists() else []
 
 
 def recorded(out: Path) -> set[str]:
@@ -130,9 +134,10 @@ def test_a_kill_at_every_named_place(name, occurrence, scene, out):
 @pytest.mark.timeout(400)
 def test_kills_at_moments_spread_over_a_job(scene, folder, out):
     """Each kill hits a job of its own; at least some must have hit before, and some after, the first record."""
-    progress = []
+    progress, chance = [], random.Random(0)
     for moment in range(NUM_MOMENTS):
-        scene.run(out, kill_after_s=scene.seconds * (moment + 0.5) / NUM_MOMENTS)
+        begun = moment * (scene.num_shards + 1) // NUM_MOMENTS
+        scene.run(out, kill=(notes(out), begun, chance.uniform(0.0, 0.02 if begun else 0.2)))
         progress.append(len(recorded(out)))
         check_rerun(scene, out)
         for path in folder.glob("out*"):
@@ -174,7 +179,7 @@ def test_a_parameter_that_changes_pixels_never_mixes(scene, out):
     """Two plans in one folder: the killed one's work stays, and is of no use to the other."""
     assert scene.run(out, failpoint="record:8:kill") == KILLED
     halves = recorded(out)
-    boxed = Scene(scene.server, [*scene.arguments, "--box", "0,0,40,99"], {}, 0, 0.0)
+    boxed = Scene(scene.server, [*scene.arguments, "--box", "0,0,40,99"], {}, 0)
     before = len(computed(out))
     assert boxed.run(out) == 0
     assert set(computed(out)[before:]) >= halves  # computed anew, none taken over
@@ -185,7 +190,7 @@ def test_a_parameter_that_changes_pixels_never_mixes(scene, out):
 @pytest.mark.parametrize("name", ["rename", "fsync-folder"])
 def test_a_kill_while_formats_are_added(name, scene, folder, out):
     """In a published canvas: nothing is called damaged that is not, no bag is made, and any command goes on."""
-    added = Scene(scene.server, [*scene.arguments, "--format", "jpeg", "--format", "iiif"], {}, 0, 0.0)
+    added = Scene(scene.server, [*scene.arguments, "--format", "jpeg", "--format", "iiif"], {}, 0)
     states, ends = [], []
     for occurrence in count(1):
         shutil.copytree(folder / "undisturbed", out)

@@ -348,13 +348,13 @@ FAILPOINTS = [
 def test_a_killed_job_resumes_to_the_same_bytes(s3, prefix, server, folder, local, tmp_path, name, occurrence):
     notes = tmp_path / "notes"
     job = [arguments(folder, prefix), str(notes)]
-    assert server.run(*job, failpoint=f"{name}:{occurrence}:kill")[0] == KILLED
+    assert server.run(*job, failpoint=f"{name}:{occurrence}:kill") == KILLED
     before = notes.read_text().split() if notes.exists() else []
     finished = recorded(prefix)
     if prefix.get("a.json") is not None:  # only the kill behind the publication leaves a pointer, and to what is there
         assert (name, occurrence) == ("publish", 2)
         assert published(prefix) == local
-    assert server.run(*job)[0] == 0, Path(f"{notes}.log").read_text()
+    assert server.run(*job) == 0, Path(f"{notes}.log").read_text()
     again = notes.read_text().split()[len(before) :]
     assert set(again).isdisjoint(finished)
     assert len(again) == len(set(again))
@@ -372,7 +372,7 @@ def test_two_jobs_at_once_publish_the_same(s3, prefix, server, folder, local, tm
     with job_server(JOB) as other:
 
         def start(which: JobServer, name: str) -> None:
-            ends.append(which.run(arguments(folder, prefix), str(tmp_path / name))[0])
+            ends.append(which.run(arguments(folder, prefix), str(tmp_path / name)))
 
         jobs = [threading.Thread(target=start, args=pair) for pair in ((server, "one"), (other, "two"))]
         for job in jobs:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -63,10 +64,11 @@ def test_two_workers_share_their_gradients_and_survive_a_death(data, tmp_path): 
         while running.poll() is None:
             if not killed and list(folder.glob("super-resolution-*.state")):
                 for process in psutil.Process(running.pid).children(recursive=True):
-                    if "RayTrainWorker" in " ".join(process.cmdline()):
-                        process.send_signal(signal.SIGKILL)
-                        killed = True
-                        break
+                    with suppress(psutil.NoSuchProcess):
+                        if "RayTrainWorker" in " ".join(process.cmdline()):
+                            process.send_signal(signal.SIGKILL)
+                            killed = True
+                            break
             time.sleep(0.05)
         assert running.wait() == 0, running.stderr.read()[-3000:]  # type: ignore[union-attr]
     assert killed
