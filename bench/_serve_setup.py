@@ -1,7 +1,6 @@
 """What the measurements of the endpoint share: a service as users start it, and what they send. Does nothing itself."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -111,8 +110,7 @@ def free_port() -> int:
 
 def _start(store: Path, options: tuple[str, ...], port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "engine.cli", "serve", "--store", str(store), "--port", str(port), *options]
-    environment = {**os.environ, "RAY_worker_niceness": "0"}
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
 
 
 def form(seed: int, side: int, *, scale: int = 1, masked: bool = True) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Lane:
         self._feed.put.remote(None, [])
 
     def join(self, timeout_s: float) -> None:
-        """Waits for that, so long at most: Ray ends with this process what is left."""
+        """Waits for that, so long at most."""
         self._follower.join(timeout_s)
 
     def abort(self) -> None:

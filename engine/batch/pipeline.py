@@ -105,7 +105,7 @@ class Pipeline:
         self._tiles = Pool(workers.count, LANE_CPUS, WORKER_BYTES, workers.gpu_share)
         self._lanes: dict[str, Lane] = {}
         self._ended: list[Lane] = []
-        """Lanes that have nothing more to do; Ray Data takes them down."""
+        """Lanes that have nothing more to do, or were given up; Ray Data takes them down."""
         self._small: deque[Prepared] = deque()
         self._open: deque[_Large] = deque()
         self._finishing: dict[str, int] = {}
@@ -127,21 +127,30 @@ class Pipeline:
                     if chunk:
                         self._lane("prepare").put(Bundle(chunk))
                 if not more and "prepare" in self._lanes and not self._in_flight("prepare"):
-                    self._ended.append(self._lanes.pop("prepare"))
-                    self._ended[-1].end()
+                    self._end("prepare")
                 self._release()
                 if not more and not self._busy():
-                    for lane in self._lanes.values():
-                        lane.end()
+                    self._end(*self._lanes)
                     until = time.monotonic() + CLOSING_S
-                    for lane in (*self._ended, *self._lanes.values()):
+                    for lane in self._ended:
                         lane.join(max(0.0, until - time.monotonic()))
                     return
                 yield from self._next_event()
-        except BaseException:
-            for lane in (*self._ended, *self._lanes.values()):
-                lane.abort()
-            raise
+        finally:
+            self._abort()
+
+    def _end(self, *names: str) -> None:
+        for name in names:
+            self._ended.append(self._lanes.pop(name))
+            self._ended[-1].end()
+
+    def _abort(self) -> None:
+        """Ends all lanes as they are. The interpreter dies where Ray is shut down under a thread of Ray Data."""
+        lanes = (*self._ended, *self._lanes.values())
+        for lane in lanes:
+            lane.abort()
+        for lane in lanes:
+            lane.join(STARTING_S)
 
     def _wants_more(self) -> bool:
         """Whether so little is planned ahead that another handful of pictures may be looked at."""
@@ -263,5 +272,6 @@ class Pipeline:
         lanes, self._lanes = self._lanes, {}
         for name, lane in lanes.items():
             lane.abort()
+            self._ended.append(lane)
             for work in lane.in_flight.values():
                 self._lane(name).put(work)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.batch.inputs import Item
-from engine.batch.work import DONE, REFUSED, Drawn, Order, Outcome, Workers, restore_item, stored_receipt
-from engine.errors import OutputBusy, PlanError, ProcessDied
+from engine.batch.work import DONE, Drawn, Order, Outcome, Workers, codes, restore_item, stored_receipt
+from engine.errors import InputError, OutputBusy, PlanError, ProcessDied
 from engine.outputs import BATCH, batch_lock
 from engine.restoration import Progress, Restorer
 from engine.store import FileLock, make_folders, storage_errors, write_atomic
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 RAY_ABOVE = 64
 """Pictures; for fewer, starting Ray costs more than it gains."""
+_OF_THE_PICTURE = codes(InputError) | {ProcessDied.code}
+"""Reasons that stay while a picture does. All others are of what was around it then: a full disk, a file in its place."""
 
 
 def restore_all(
@@ -152,9 +154,7 @@ def _holds(row: "Row", facts: _Facts, request_id: str, order: Order, item: Item,
             return False
         folder = (order.out / row.name).parent
         return all(made["sha256"] and (folder / made["name"]).exists() for made in receipt["outputs"].values())
-    if retry_failed:
-        return False
-    return row.status == REFUSED or row.reason == ProcessDied.code
+    return not retry_failed and row.reason in _OF_THE_PICTURE
 
 
 def _row(outcome: Outcome, facts: _Facts, request_id: str, order: Order, before: "Row | None") -> "Row":

@@ -31,10 +31,7 @@ class Gallery:
         if layer not in LAYERS:
             raise NotFound(f"{layer!r} is none of the layers {', '.join(LAYERS)}")
         final = folder / "out" / f"{layer}.zarr"
-        with self._lock:
-            found = self._open.get((folder, layer))
-            if found is not None:
-                self._open.move_to_end((folder, layer))
+        found = self.opened(folder, layer)
         if isinstance(found, Stored) or (found is not None and not final.exists()):
             return found
         made = self._opened(folder, final, layer)
@@ -43,6 +40,14 @@ class Gallery:
             while len(self._open) > _MOST_OPEN:
                 self._open.popitem(last=False)
         return made
+
+    def opened(self, folder: Path, layer: str) -> View | None:
+        """What is kept of a layer: it takes no time, and may have been finished or dropped since."""
+        with self._lock:
+            found = self._open.get((folder, layer))
+            if found is not None:
+                self._open.move_to_end((folder, layer))
+        return found
 
     def forget(self, folder: Path) -> None:
         """Drops what is kept of a picture."""

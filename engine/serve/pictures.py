@@ -119,4 +119,6 @@ def _base(request: Request) -> str:
 
 async def _view(request: Request, job: Job, layer: str) -> view.View:
     desk = desk_of(request)
-    return await asyncio.to_thread(desk.gallery.view, desk.folder(job), layer)
+    folder = desk.folder(job)
+    found = desk.gallery.opened(folder, layer)
+    return found if isinstance(found, view.Stored) else await asyncio.to_thread(desk.gallery.view, folder, layer)

@@ -7,7 +7,7 @@ made from are stored, so what is looked at from afar grows sharp early.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -54,8 +54,6 @@ class Began:
     """What is known of a picture when it has been begun."""
 
     grid: Grid
-    across: int
-    """Shards on a side of a tile: those of one tile are drawn one after another, for it is encoded once."""
     done: frozenset[ShardKey] = frozenset()
     """Stored by an earlier run."""
 
@@ -368,14 +366,9 @@ def _lay_out(picture: _Picture, began: Began) -> None:
             picture.missing[key] = sources
             for source in sources:
                 picture.users.setdefault(source, []).append(key)
-    picture.waiting = dict.fromkeys(tile_by_tile(grid, began.across))
+    picture.waiting = dict.fromkeys(grid.keys(0))
     for key in sorted(began.done):
         _store(picture, key)
-
-
-def tile_by_tile(grid: Grid, across: int) -> Iterator[ShardKey]:
-    """The shards of the full size; those of one tile, `across` on a side, after each other."""
-    return iter(sorted(grid.keys(0), key=lambda key: (key.iy // across, key.ix // across, key.iy, key.ix)))
 
 
 def _store(picture: _Picture, key: ShardKey) -> None:

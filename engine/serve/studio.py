@@ -23,9 +23,7 @@ from engine.store import write_atomic
 from engine.tiling.grid import ShardKey
 
 SHARD_PX = 1024
-"""A quarter of an archive's: what is looked at is there sooner."""
-DRAWN_PX, LEAST_TILE_PX = 2048, 128
-"""A tile's side in the output, and in the input at least: a larger one takes longer before anything is drawn."""
+"""A quarter of an archive's, and what a tile becomes: what is looked at is there sooner."""
 _MOST_OPEN = 3
 """Pictures that a worker keeps decoded."""
 
@@ -55,8 +53,7 @@ class Site:
             page=options.page,
             strip_metadata=options.strip_metadata,
         )
-        drawn_px = DRAWN_PX // render_scale(asked, self.picture.size)
-        return replace(asked, tile_px=min(MAX_TILE_PX, max(LEAST_TILE_PX, drawn_px)))
+        return replace(asked, tile_px=min(MAX_TILE_PX, SHARD_PX // render_scale(asked, self.picture.size)))
 
     @property
     def job(self) -> Job:
@@ -93,7 +90,7 @@ class Studio:
     def _begin(self, site: Site) -> Began:
         if not self._restorer.lay_out(site.job, site.request):
             grid = self._restorer.plan(site.job, site.request)[0].grid
-            return Began(grid, 1, frozenset(grid.all_keys()))
+            return Began(grid, frozenset(grid.all_keys()))
         part = self._part(site)
         path = site.folder / OVERVIEW
         if not path.exists():
@@ -101,8 +98,7 @@ class Studio:
             np.save(written, part.overview())
             write_atomic(path, written.getbuffer())
         grid = part.plan.grid
-        across = max(1, part.tiling.tile_px * int(part.plan.parameters["scale"]) // SHARD_PX)
-        return Began(grid, across, frozenset(key for key in grid.all_keys() if part.canvas.is_done(key)))
+        return Began(grid, frozenset(key for key in grid.all_keys() if part.canvas.is_done(key)))
 
     def _make_layers(self, site: Site) -> None:
         for job, request in site.layers():

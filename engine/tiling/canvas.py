@@ -112,7 +112,10 @@ class AnyCanvas(ABC):
             ys, xs = part.slices
             with self.damage_named([key]):
                 planes = cast("Pixels", self._arrays[level][:, ys, xs])
-            pixels[part.shifted(-box.y0, -box.x0).slices] = np.stack(list(planes), axis=-1)
+            stored = np.stack(list(planes), axis=-1)
+            if part == box:
+                return stored
+            pixels[part.shifted(-box.y0, -box.x0).slices] = stored
         return pixels
 
     @contextmanager

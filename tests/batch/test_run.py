@@ -17,6 +17,7 @@ from engine.outputs import batch_lock
 from engine.request import Request
 from engine.restoration import Restorer
 from engine.store import FileLock
+from engine.tiling.canvas import Canvas
 from engine.upkeep import verify_outputs
 from tests.networks import TINY, random_checkpoint
 
@@ -97,6 +98,27 @@ def test_refused_pictures_are_tried_again_when_asked(scene):
     assert scene.run()["bad"].status == REFUSED
     assert "bad" in looked_up(scene.run())
     assert "bad" not in looked_up(scene.run(retry_failed=True))
+
+
+@pytest.mark.parametrize("reason", ["output-busy", "output-exists", "not-enough-disk"])
+def test_what_was_in_the_way_once_is_not_remembered(scene, reason):
+    with pytest.MonkeyPatch.context() as patch:
+        if reason == "output-busy":
+            job = scene.order.job(next(item for item in scene.items() if item.name == "a"))
+            canvas = Canvas.open(scene.restorer.plan(job, scene.order.request)[0], job.out)
+        elif reason == "output-exists":
+            scene.out.mkdir()
+            (scene.out / "a.png").write_bytes(b"somebody's")
+        else:
+            patch.setattr("engine.tiling.plan.free_bytes", lambda _: 0)
+        assert scene.run()["a"].reason == reason
+    if reason == "output-busy":
+        canvas.close()
+    elif reason == "output-exists":
+        (scene.out / "a.png").unlink()
+    again = scene.run()
+    assert again["a"].status == DONE
+    assert "broken" in looked_up(again)
 
 
 def test_what_verify_strikes_is_made_again(scene):

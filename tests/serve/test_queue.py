@@ -32,7 +32,7 @@ def work_off(queue: Queue, workers: list[str], *, now: float = 0.0, grid: Grid =
 
 def do(queue: Queue, worker: str, task: Task, *, now: float = 0.0, grid: Grid = GRID) -> None:
     if task.kind is Kind.BEGIN:
-        queue.begun(worker, Began(grid, 1))
+        queue.begun(worker, Began(grid))
     elif task.kind is Kind.DRAW:
         queue.drawn(worker, task.keys, now=now)
     else:
@@ -71,7 +71,7 @@ def test_what_is_stored_already_is_not_given_out():
     queue = Queue()
     queue.add("one", owner="a", megapixels=12)
     assert queue.take("w", now=0) == Task(1, "one", Kind.BEGIN)
-    queue.begun("w", Began(GRID, 1, done))
+    queue.begun("w", Began(GRID, done))
     assert queue.progress()["one"].share == pytest.approx(5 / GRID.num_shards)
     keys = draws(work_off(queue, ["w"]))
     assert Counter(keys) == Counter(set(GRID.all_keys()) - done)
@@ -81,7 +81,7 @@ def test_nothing_left_to_draw_is_finished_at_once():
     queue = Queue()
     queue.add("one", owner="a", megapixels=12)
     queue.take("w", now=0)
-    queue.begun("w", Began(GRID, 1, frozenset(GRID.all_keys())))
+    queue.begun("w", Began(GRID, frozenset(GRID.all_keys())))
     task = queue.take("w", now=1)
     assert task is not None
     assert task.kind is Kind.FINISH
@@ -117,7 +117,7 @@ def test_what_is_looked_at_is_drawn_next():
     queue = Queue()
     queue.add("one", owner="a", megapixels=12)
     queue.take("w", now=0)
-    queue.begun("w", Began(GRID, 1))
+    queue.begun("w", Began(GRID))
     queue.look("one", Box(3200, 2200, 3300, 2300), level=0)
     task = queue.take("w", now=1)
     assert task is not None
@@ -134,7 +134,7 @@ def test_what_is_looked_at_before_it_is_begun_is_drawn_first():
         queue.look("one", Box(y, 0, y + 10, 10), level=0)
     queue.look("one", Box(3200, 2200, 3300, 2300), level=0)
     queue.take("w", now=0)
-    queue.begun("w", Began(GRID, 1))
+    queue.begun("w", Began(GRID))
     task = queue.take("w", now=1)
     assert task is not None
     assert task.keys == (ShardKey(0, 3, 2),)
@@ -149,7 +149,7 @@ def test_looking_moves_a_picture_before_others_of_its_key_alone():
     for worker in workers:
         queue.take(worker, now=0)
     for worker in workers:
-        queue.begun(worker, Began(GRID, 1))
+        queue.begun(worker, Began(GRID))
     queue.look("a2", Box(0, 0, 10, 10), level=0)
     first, second = queue.take("w1", now=1), queue.take("w2", now=1)
     assert first is not None
@@ -161,7 +161,7 @@ def test_a_lost_worker_costs_its_task_alone():
     queue = Queue()
     queue.add("one", owner="a", megapixels=12)
     queue.take("w", now=0)
-    queue.begun("w", Began(GRID, 1))
+    queue.begun("w", Began(GRID))
     lost = queue.take("w", now=1)
     assert lost is not None
     assert queue.silent(now=5) == []
@@ -212,7 +212,7 @@ def test_a_dropped_picture_takes_no_more_work():
     task = queue.take("w", now=0)
     assert task is not None
     queue.drop("one")
-    do_not_fail = Began(GRID, 1)
+    do_not_fail = Began(GRID)
     queue.begun("w", do_not_fail)
     assert queue.take("w", now=1) is None
     assert queue.megapixels_left == 0
@@ -227,7 +227,7 @@ def test_progress_and_rate():
     for worker in ("v", "w"):
         queue.take(worker, now=0)
     for worker in ("v", "w"):
-        queue.begun(worker, Began(GRID, 1))
+        queue.begun(worker, Began(GRID))
     task = queue.take("w", now=10)
     assert task is not None
     queue.drawn("w", task.keys, now=12)
@@ -242,7 +242,7 @@ def test_fast_shards_are_given_out_in_handfuls():
     queue = Queue()
     queue.add("one", owner="a", megapixels=12)
     queue.take("w", now=0)
-    queue.begun("w", Began(GRID, 1))
+    queue.begun("w", Began(GRID))
     task = queue.take("w", now=0)
     assert task is not None
     queue.drawn("w", task.keys, now=0.01)
@@ -275,7 +275,7 @@ def test_whatever_happens_every_picture_ends_whole(data):
             losses += 1
             assert queue.lose(worker) is None
         elif task.kind is Kind.BEGIN:
-            queue.begun(worker, Began(grid, 2))
+            queue.begun(worker, Began(grid))
         elif task.kind is Kind.DRAW:
             part = task.keys if now >= 60 else task.keys[: data.draw(st.integers(0, len(task.keys)))]
             stored[task.picture] += part
