@@ -10,8 +10,8 @@ from typing import Self
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from engine.batch.work import DONE, Outcome, codes
-from engine.errors import EXIT_FAILED, EXIT_REFUSED, PlanError, printable
+from engine.batch.work import DONE, Outcome
+from engine.errors import EXIT_FAILED, EXIT_REFUSED, PlanError, codes, printable
 from engine.image import ImageInfo
 from engine.memory import process_memory
 from engine.models.card import Card

@@ -60,6 +60,11 @@ class EngineError(ValueError):
     code = "error"
 
 
+def codes(*kinds: type[EngineError]) -> set[str]:
+    """The codes of kinds of errors and of all below them."""
+    return {kind.code for kind in kinds}.union(*(codes(*kind.__subclasses__()) for kind in kinds))
+
+
 class InputError(EngineError):
     code = "input"
 
@@ -106,6 +111,12 @@ class DecoderOutOfMemory(InputError):
 
 class ModelError(EngineError):
     code = "model"
+
+
+class DecoderUnavailable(EngineError):
+    """Not the file's fault."""
+
+    code = "decoder-unavailable"
 
 
 class PlanError(EngineError):

@@ -26,7 +26,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from engine.errors import DecoderCrashed, DecoderOutOfMemory, DecoderTimeout, InputError
+from engine.errors import (
+    DecoderCrashed,
+    DecoderOutOfMemory,
+    DecoderTimeout,
+    DecoderUnavailable,
+    EngineError,
+    InputError,
+)
 from engine.geometry import Size
 from engine.image import MAX_PIXELS, ImageInfo, Picture, decode, probe
 from engine.mask import Mask, read_mask
@@ -50,24 +57,24 @@ def probe_in_child(
 
 def probe_many_in_child(
     paths: Sequence[Path], *, max_pixels: int = MAX_PIXELS, page: int | None = None
-) -> list[ImageInfo | InputError]:
+) -> list[ImageInfo | EngineError]:
     """As `probe_in_child` of each, in one process; a file that ends it is found by reading all of them alone."""
     if not paths:
         return []
     try:
         return in_child(_probe_many, paths, max_pixels, page, subject=paths[0])
-    except (DecoderCrashed, DecoderTimeout, DecoderOutOfMemory):
+    except (DecoderCrashed, DecoderTimeout, DecoderOutOfMemory, DecoderUnavailable):
         return [_probed(probe_in_child, path, max_pixels, page) for path in paths]
 
 
-def _probe_many(paths: Sequence[Path], max_pixels: int, page: int | None) -> list[ImageInfo | InputError]:
+def _probe_many(paths: Sequence[Path], max_pixels: int, page: int | None) -> list[ImageInfo | EngineError]:
     return [_probed(probe, path, max_pixels, page) for path in paths]
 
 
-def _probed(read: Callable[..., ImageInfo], path: Path, max_pixels: int, page: int | None) -> ImageInfo | InputError:
+def _probed(read: Callable[..., ImageInfo], path: Path, max_pixels: int, page: int | None) -> ImageInfo | EngineError:
     try:
         return read(path, max_pixels=max_pixels, page=page)
-    except InputError as error:
+    except EngineError as error:
         return error
 
 
@@ -104,7 +111,8 @@ def in_child(
     """`function(*arguments, **keywords)`, which an importable module must hold, in a process of its own.
 
     What it returns or raises comes back pickled. `subject` is the file that the messages name. Threads may call this at
-    the same time. Raises DecoderCrashed, DecoderTimeout or DecoderOutOfMemory where the process did not come to an end.
+    the same time. Raises DecoderCrashed, DecoderTimeout or DecoderOutOfMemory where the process did not come to an end,
+    DecoderUnavailable where there was none.
     """
     limits = limits or Limits()
     body = pickle.dumps((function, arguments, keywords))
@@ -112,7 +120,7 @@ def in_child(
     try:
         reply = _server.ask(request, limits.timeout_s + _GRACE_S)
     except OSError as error:  # no free descriptor, process or memory
-        raise DecoderCrashed(
+        raise DecoderUnavailable(
             f"{subject}: 1 process and a few descriptors are needed to read it, the system gives none "
             f"({error.strerror}, {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} descriptors allowed): close what is "
             "open, or raise the limit, and run again"
@@ -120,7 +128,7 @@ def in_child(
     if reply is None:
         raise _timeout(subject, limits)
     if len(reply) < TRAILER.size:
-        raise DecoderCrashed(f"{subject}: the process that reads it was lost; run again, or leave the file out")
+        raise DecoderUnavailable(f"{subject}: the process that reads it was lost; run again")
     status, late = TRAILER.unpack_from(reply, len(reply) - TRAILER.size)
     if late or status == -signal.SIGALRM:
         raise _timeout(subject, limits)

@@ -196,7 +196,7 @@ def test_a_caller_without_a_free_descriptor_is_told(started):
     program = f"""
 import os, resource
 from pathlib import Path
-from engine.errors import DecoderCrashed
+from engine.errors import DecoderUnavailable
 from engine.isolate import in_child
 call = lambda: in_child(divmod, 17, 5, subject=Path("scan 7.tif"))
 if {started}:
@@ -214,7 +214,7 @@ while taken:
     try:
         said.append(call())
         break
-    except DecoderCrashed as error:
+    except DecoderUnavailable as error:
         said.append(str(error))
         assert "scan 7.tif: " in said[-1] and "64 descriptors allowed" in said[-1], said
 print(len(said) > 1, said[-1])

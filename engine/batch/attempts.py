@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+from engine.outputs import BATCH
 from engine.store import storage_errors
 
 Nodes = Mapping[str, tuple[str, int]]
@@ -26,10 +27,14 @@ MAX_SHARED = 2
 
 
 class Attempts:
-    """The intents of all pictures, in a folder that all processes share."""
+    """The intents of all pictures of a batch, in its folder of outputs."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, out: Path) -> None:
+        self._folder = out / BATCH / "attempts"
+
+    def forget(self) -> None:
+        """For a driver that begins: whoever died under an earlier one did not die under it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def begin(self, name: str, *, node: str) -> None:
         """Says that this process, on this node, starts to work on a picture. What a power cut loses does not count."""

@@ -12,7 +12,6 @@ from engine.errors import (
     EXIT_FAILED,
     EXIT_REFUSED,
     EngineError,
-    InputError,
     MaskMismatch,
     NotEnoughDisk,
     PlanError,
@@ -90,7 +89,7 @@ def estimate(
         try:
             job = item.job(out, formats, max_pixels=max_pixels)
             for found in probed:
-                if isinstance(found, InputError):
+                if isinstance(found, EngineError):
                     raise found
             _add(total, job, [found for found in probed if isinstance(found, ImageInfo)], request, card)
         except EngineError as error:
@@ -101,7 +100,7 @@ def estimate(
     return total
 
 
-def _probed(items: Iterator[Item], max_pixels: int) -> Iterator[tuple[Item, list[ImageInfo | InputError]]]:
+def _probed(items: Iterator[Item], max_pixels: int) -> Iterator[tuple[Item, list[ImageInfo | EngineError]]]:
     """Each item with what the headers of its picture and its mask say."""
     while bunch := list(islice(items, PICTURES_AT_ONCE)):
         paths = [[Path(path) for path in (item.image, item.mask) if path is not None] for item in bunch]

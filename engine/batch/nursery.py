@@ -155,7 +155,7 @@ def serve(name: str) -> None:
         listener.listen(128)
         gc.collect()
         gc.freeze()  # or the first collection of each child would copy every page
-        _bear(listener)
+        _bear(listener, lock)
     shutil.rmtree(folder, ignore_errors=True)
     lock.release()
 
@@ -185,7 +185,7 @@ class _Ward:
         self.line.close()
 
 
-def _bear(listener: socket.socket) -> None:
+def _bear(listener: socket.socket, lock: FileLock) -> None:
     """Forks a child for each connection, until nobody has wanted one for long."""
     wards: list[_Ward] = []
     wanted = time.monotonic()
@@ -211,12 +211,12 @@ def _bear(listener: socket.socket) -> None:
                 connection.settimeout(GRACE_S)
                 name = _received(connection)
                 connection.settimeout(None)
-                _give(name, connection, wards, listener)
+                _give(name, connection, wards, listener, lock)
         wanted = time.monotonic() if wards else wanted
 
 
-def _give(name: bytes, connection: socket.socket, wards: list[_Ward], listener: socket.socket) -> None:
-    """A child for a connection: the one of this name, or a new one."""
+def _give(name: bytes, connection: socket.socket, wards: list[_Ward], listener: socket.socket, lock: FileLock) -> None:
+    """A child for a connection: the one of this name, or a new one, which outlives a server that is killed."""
     for ward in wards:
         if ward.name == name != _NAMELESS:
             socket.send_fds(ward.line, [b"."], [connection.fileno()])
@@ -230,6 +230,7 @@ def _give(name: bytes, connection: socket.socket, wards: list[_Ward], listener: 
             one.close()
         for ward in wards:
             ward.let_go()
+        lock.release()  # or there is no next server while this child lives
         _live(connection, end, ADOPTION_S if name != _NAMELESS else 0)
     end.close()
     wards.append(_Ward(child, name, connection.dup(), line))

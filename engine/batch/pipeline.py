@@ -29,7 +29,7 @@ from engine.batch.lane import Event, Lane, Pool
 from engine.batch.nursery import LostChildError
 from engine.batch.tiles import Bundle, Prepared, Preparing, Restoring, Run
 from engine.batch.work import DONE, FAILED, Drawn, Order, Outcome, Workers
-from engine.errors import BatchStalled, PlanError, ProcessDied, TooFewCpus, TooFewGpus
+from engine.errors import BatchError, BatchStalled, NotEnoughMemory, PlanError, ProcessDied, TooFewCpus, TooFewGpus
 from engine.geometry import ceil_div
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ WORKER_BYTES = 1 << 30
 LANE_CPUS = 0.5
 """Both lanes may be at work at once: each tile actor books half a core and takes what it gets."""
 PREPARER_CPUS = 0.25
+PREPARER_BYTES = WORKER_BYTES // 2
 WORKERS_PER_PREPARER = 16
 MAX_RESTARTS = 3
 CLOSING_S = 5.0
@@ -56,19 +57,30 @@ def preparers(workers: int) -> int:
     return ceil_div(workers, WORKERS_PER_PREPARER)
 
 
+def booked_bytes(workers: Workers) -> int:
+    """The memory that Ray keeps for so many; they rarely have as much at the same time."""
+    return _tasks(workers) * WORKER_BYTES + preparers(workers.count) * PREPARER_BYTES
+
+
+def _tasks(workers: Workers) -> int:
+    """The tile actors of both lanes, and a task that finishes."""
+    return 2 * workers.count + 1
+
+
 def check_cluster(workers: Workers) -> None:
-    """Raises TooFewCpus or TooFewGpus where the pools would starve: Ray Data then waits for ever, and says nothing."""
-    tile_actors = 2 * workers.count
-    cpus = (tile_actors + 1) * LANE_CPUS + preparers(workers.count) * PREPARER_CPUS  # 1 more for a task that finishes
-    _check_there("CPU", cpus, TooFewCpus, f"{workers.count} workers")
-    gpus = (tile_actors + 1) * workers.gpu_share
-    _check_there("GPU", gpus, TooFewGpus, f"{workers.count} workers with --gpu-share {workers.gpu_share:g}")
+    """Raises TooFewCpus, TooFewGpus, NotEnoughMemory where pools would starve: Ray then waits for ever, in silence."""
+    who, tasks = f"{workers.count} workers", _tasks(workers)
+    _check_there("CPU", tasks * LANE_CPUS + preparers(workers.count) * PREPARER_CPUS, TooFewCpus, who)
+    _check_there("GPU", tasks * workers.gpu_share, TooFewGpus, f"{who} with --gpu-share {workers.gpu_share:g}")
+    _check_there("memory", booked_bytes(workers), NotEnoughMemory, who)
 
 
 def _check_there(kind: str, needed: float, error: type[PlanError], who: str) -> None:
     there = float(cast("dict[str, float]", ray.cluster_resources()).get(kind, 0))
     if there < needed:
-        raise error(f"{who} need {needed:g} {kind}s of the cluster, it has {there:g}; give fewer, or add nodes")
+        raise error(
+            f"{who} need {needed:,.12g} of the cluster's {kind}, it has {there:,.12g}; give fewer, or add nodes"
+        )
 
 
 def _made(kind: type, *arguments: object) -> bytes:
@@ -157,7 +169,7 @@ class Pipeline:
         return (
             self._in_flight("prepare") < 2 * self._preparers
             and len(self._small) < 4 * self._workers.count * BUNDLE_ITEMS
-            and len(self._open) < OPEN_PER_WORKER * self._workers.count
+            and len(self._open) + len(self._finishing) < OPEN_PER_WORKER * self._workers.count
         )
 
     def _busy(self) -> bool:
@@ -171,7 +183,7 @@ class Pipeline:
         """The lane of this name, opened when it is asked for first."""
         if name not in self._lanes:
             if name == "prepare":
-                pool = Pool(self._preparers, PREPARER_CPUS, WORKER_BYTES // 2)
+                pool = Pool(self._preparers, PREPARER_CPUS, PREPARER_BYTES)
                 self._lanes[name] = Lane(name, Preparer, _made(Preparing, self._order), pool, self._outbox)
             else:
                 made = _made(Restoring, self._order, self._workers)
@@ -186,8 +198,6 @@ class Pipeline:
             picture = next((large for large in self._open if large.has_more), None)
             if picture is None:
                 return
-            self._open.remove(picture)
-            self._open.append(picture)  # in turn: none waits for another to end
             first, last = picture.released, min(picture.released + RUN_SHARDS, picture.num_shards)
             picture.released = last
             picture.in_flight += 1
@@ -229,7 +239,9 @@ class Pipeline:
 
     def _sort(self, looked_at: list[Prepared]) -> None:
         for found in looked_at:
-            if found.num_shards > 1:
+            if found.num_shards == 0:
+                self._submit(_Large(found.item, 0))
+            elif found.num_shards > 1:
                 self._open.append(_Large(found.item, found.num_shards))
             else:
                 self._small.append(found)
@@ -258,8 +270,12 @@ class Pipeline:
 
         def told(future: "Future[bytes]") -> None:
             error = future.exception()
-            died = f"{item.image}: the process that finishes it has died ({error}); run the same command again"
-            self._outbox.put(Outcome(item, FAILED, ProcessDied.code, died) if error else pickle.loads(future.result()))
+            if error is None:
+                self._outbox.put(pickle.loads(future.result()))
+            else:
+                code = ProcessDied.code if isinstance(error, LostChildError) else BatchError.code
+                lost = f"{item.image}: it is drawn, and was lost while it was finished ({error}); run again"
+                self._outbox.put(Outcome(item, FAILED, code, lost))
 
         task.future().add_done_callback(told)
 

@@ -11,9 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.batch.attempts import Attempts
 from engine.batch.inputs import Item
-from engine.batch.work import DONE, Drawn, Order, Outcome, Workers, codes, restore_item, stored_receipt
-from engine.errors import InputError, OutputBusy, PlanError, ProcessDied
+from engine.batch.work import DONE, Drawn, Order, Outcome, Workers, restore_item, stored_receipt
+from engine.errors import InputError, OutputBusy, PlanError, ProcessDied, codes
 from engine.outputs import BATCH, batch_lock
 from engine.restoration import Progress, Restorer
 from engine.store import FileLock, make_folders, storage_errors, write_atomic
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 RAY_ABOVE = 64
 """Pictures; for fewer, starting Ray costs more than it gains."""
 _OF_THE_PICTURE = codes(InputError) | {ProcessDied.code}
-"""Reasons that stay while a picture does. All others are of what was around it then: a full disk, a file in its place."""
+"""Reasons that stay while a picture does. All others lay around it then: a full disk, a file in its place."""
 
 
 def restore_all(
@@ -65,6 +66,7 @@ def restore_all(
             raise OutputBusy(f"{order.out}: another batch is at work on it; wait for it, or end it")
         stack.callback(lock.release)
         cluster = stack.enter_context(ExitStack())  # ends when the catalog is complete
+        Attempts(order.out).forget()
         write_atomic(folder / "job.json", json.dumps({"total": len(items), "request_id": request_id}).encode())
         known = read_catalog(order.out)
         looked_up: deque[Outcome] = deque()
@@ -105,10 +107,10 @@ def _restored(
     if first is None:  # all is done: no cluster is started
         return
     from engine.batch.cluster import connected
-    from engine.batch.pipeline import Pipeline
+    from engine.batch.pipeline import Pipeline, booked_bytes
 
     cluster.enter_context(redirect_stdout(sys.stderr))  # Ray tells of lost processes and nodes, on either
-    cluster.enter_context(connected(workers))
+    cluster.enter_context(connected(workers, booked_bytes=booked_bytes(workers)))
     yield from Pipeline(order, workers, drawn).run(chain([first], items))
 
 

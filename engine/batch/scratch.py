@@ -1,5 +1,6 @@
 """Folders for temporary files of processes that may be killed."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -38,7 +39,7 @@ class Scratch:
 
 
 def _remove_unheld(folder: Path) -> None:
-    if not (folder / "lock").exists():  # another process is about to lock it
+    if not os.path.exists(folder / "lock"):  # another process is about to lock it, or it is another user's
         return
     lock = FileLock.try_take(folder / "lock")
     if lock is not None:

@@ -17,11 +17,10 @@ from engine.batch.inputs import Item
 from engine.batch.nursery import Child, LostChildError, at_end
 from engine.batch.scratch import Scratch
 from engine.batch.work import DONE, Order, Outcome, Workers, guarded, restore_item
-from engine.errors import InputError, OutputBusy, ProcessDied
+from engine.errors import EngineError, OutputBusy, ProcessDied
 from engine.failpoints import hit
 from engine.image import ImageInfo
 from engine.isolate import probe_in_child, probe_many_in_child
-from engine.outputs import BATCH
 from engine.planning import drawing_order
 from engine.request import output_size
 from engine.restoration import Part, Restorer
@@ -121,9 +120,9 @@ class Preparing:
         probed = {item.name: info for item, info in zip(near, infos, strict=True)}
         return [self._look(item, probed.get(item.name)) for item in bundle.items]
 
-    def _look(self, item: Item, probed: ImageInfo | InputError | None) -> Prepared:
+    def _look(self, item: Item, probed: ImageInfo | EngineError | None) -> Prepared:
         def look() -> Prepared:
-            if isinstance(probed, InputError):
+            if isinstance(probed, EngineError):
                 raise probed
             with item.local() as local:
                 job, request = self._order.job(local), self._order.request
@@ -131,11 +130,13 @@ class Preparing:
                 size = output_size(request, info.size)
                 num_shards = Grid(size).num_shards_of(0)
                 if num_shards > 1 and not self._restorer.lay_out(job, request):
-                    num_shards = 1  # finished, or only to be exported
+                    num_shards = 0
             return Prepared(item, size.num_pixels, num_shards)
 
         found = guarded(item, look)
-        return found if isinstance(found, Prepared) else Prepared(item, 0, 1)  # who restores it, tells what is wrong
+        if isinstance(found, Prepared):
+            return found
+        return Prepared(item, 0, int(found.reason != OutputBusy.code))  # who restores it, tells what is wrong
 
 
 class Restoring:
@@ -144,7 +145,7 @@ class Restoring:
     def __init__(self, here: Here, order: Order, workers: Workers) -> None:
         self._here, self._order, self._workers = here, order, workers
         self._restorer = order.restorer(threads=1)
-        self._attempts = Attempts(order.out / BATCH / "attempts")
+        self._attempts = Attempts(order.out)
         self._scratch = Scratch()
         at_end.append(self._scratch.close)
         self._part: tuple[str, Part] | None = None
@@ -158,14 +159,15 @@ class Restoring:
         """One more try; the third, after two deaths, in a process that nothing else shares."""
         name = item.name if run is None else f"{item.name}\0{run.first}"  # runs of a picture are tried side by side
         deaths = self._attempts.deaths(name, node=self._here.node, living=living)
-        if deaths >= MAX_SHARED:
-            outcome = guarded(item, lambda: self._alone(item, run))
-        else:
-            self._attempts.begin(name, node=self._here.node)
-            with _Alarm(self._workers.stall_s):
-                outcome = self.once(item, run)
-        self._attempts.end(name)
+        outcome = guarded(item, lambda: (self._alone if deaths >= MAX_SHARED else self._shared)(item, run, name))
+        if outcome.reason != ProcessDied.code:  # or it kills two more where its bundle is given out again
+            self._attempts.end(name)
         return replace(outcome, attempts=deaths + 1)
+
+    def _shared(self, item: Item, run: Run | None, name: str) -> Outcome:
+        self._attempts.begin(name, node=self._here.node)
+        with _Alarm(self._workers.stall_s):
+            return self.once(item, run)
 
     def once(self, item: Item, run: Run | None) -> Outcome:
         """Restores a picture, or draws a run of one; no error but those of this program comes out."""
@@ -191,7 +193,7 @@ class Restoring:
             self._part = (item.name, Part(self._restorer, job, self._order.request, self._scratch.path))
         return self._part[1]
 
-    def _alone(self, item: Item, run: Run | None) -> Outcome:
+    def _alone(self, item: Item, run: Run | None, _: str) -> Outcome:
         child = Child(self._here.nursery)
         try:
             return child.ask(

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from engine.receipt import Job, read_receipt, receipt_path
 from engine.request import Request
 from engine.restoration import Progress, Restorer
 
+log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 DONE, REFUSED, FAILED = "done", "refused", "failed"
@@ -106,11 +108,6 @@ Drawn = Callable[[str, int, int], None]
 """Is told how many shards of a large picture are drawn: its name, how many, of how many."""
 
 
-def codes(kind: type[EngineError]) -> set[str]:
-    """The reason codes of a kind of error and of all below it."""
-    return {kind.code}.union(*(codes(below) for below in kind.__subclasses__()))
-
-
 def restore_item(restorer: Restorer, item: Item, order: Order, progress: Progress | None = None) -> Outcome:
     """One picture from its file to its receipt; never raises an EngineError."""
 
@@ -134,12 +131,15 @@ def restore_item(restorer: Restorer, item: Item, order: Order, progress: Progres
 
 
 def guarded(item: Item, act: Callable[[], _T]) -> _T | Outcome:
-    """What `act` says, or the error that it ended with."""
+    """What `act` says, or the error that it ended with: no picture takes others along, even by an error of ours."""
     try:
         return act()
     except EngineError as error:
         status = REFUSED if isinstance(error, InputError | PlanError) else FAILED
         return Outcome(item, status, error.code, str(error))
+    except Exception as error:
+        log.exception("%s", item.name)
+        return Outcome(item, FAILED, "internal", f"{item.image}: an error of this program ({error!r}); report it")
 
 
 def stored_receipt(order: Order, item: Item) -> dict[str, Any] | None:

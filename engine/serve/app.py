@@ -76,12 +76,11 @@ def make_app(desk: Desk, keys: Keys, export: Export, *, hosts: tuple[str, ...] =
             EngineError: problems.on_error,
             RequestValidationError: _on_bad_parameter,
             HTTPException: _on_http_error,
-            Exception: _on_bug,
         },
     )
     app.add_middleware(Envelope, metrics=metrics, hosts=hosts)
     app.state.desk, app.state.keys, app.state.export, app.state.metrics = desk, keys, export, metrics
-    app.state.drawing = asyncio.Semaphore(DRAWN_AT_ONCE)
+    app.state.drawing, app.state.exporting = asyncio.Semaphore(DRAWN_AT_ONCE), asyncio.Lock()
     app.include_router(public)
     app.include_router(restorations)
     app.include_router(pictures)
@@ -101,10 +100,6 @@ async def _on_http_error(_: Request, error: Exception) -> JSONResponse:
     code = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "bad-request")
     body = problems.problem(code, str(error.detail)) | {"status": error.status_code}
     return JSONResponse(body, error.status_code, headers=error.headers, media_type=problems.MEDIA_TYPE)
-
-
-async def _on_bug(_: Request, __: Exception) -> JSONResponse:
-    return problems.response("internal", "an error of this program; report it with the request id")
 
 
 # What is open to all.
@@ -182,7 +177,8 @@ async def submit(
 def listed(desk: AtDesk, owner: Asker) -> list[Restoration]:
     """The jobs of this key, the newest first; at most 100."""
     own = [job for job in list(desk.archive.jobs.values()) if job.owner == owner.name]
-    return [described(desk, job) for job in sorted(own, key=lambda job: -job.created)[:100]]
+    newest = sorted(own, key=lambda job: -job.created)[:100]
+    return [described(desk, job) for job in newest if job.picture in desk.archive.pictures]
 
 
 @restorations.get("/v1/restorations/{job_id}")
@@ -216,7 +212,9 @@ async def result(
     if found.state is not State.DONE:
         raise NotReady(f"the picture is {found.state}, {100 * found.share:.0f} % are done; ask again when it is done")
     export: Export = request.app.state.export
-    path = await export(desk.folder(job), job.picture, format)
+    async with request.app.state.exporting:  # one after another: a second format of a picture waits for the first
+        path = await export(desk.folder(job), job.picture, format)
+        await asyncio.to_thread(desk.archive.measure, job.picture)
     suffix, media_type = RESULTS[format]
     name = "".join(char for char in Path(job.name).stem if char.isalnum() or char in " ._-")[:80] or "picture"
     return FileResponse(path, media_type=media_type, filename=f"{name}-restored{suffix}")

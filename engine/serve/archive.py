@@ -16,18 +16,22 @@ import secrets
 import shutil
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Self
 
-from engine.errors import OutputBusy, StorageError
+from engine.errors import InputError, ModelError, NotEnoughDisk, OutputBusy, PlanError, StorageError, codes
 from engine.geometry import Size
-from engine.serve.queue import Failure
+from engine.serve.queue import LEAST_MEGAPIXELS, Failure
 from engine.store import FileLock, fsync_folder, make_folders, storage_errors, write_atomic
 from engine.tiling.seal import seal, unseal
 
 ID_BYTES = 16
 _END, _PICTURE = "end.json", "picture.json"
+OF_THE_PICTURE = codes(InputError, PlanError, ModelError) - codes(OutputBusy, NotEnoughDisk)
+"""Failures that stay while the picture does; all others lay around it then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,8 @@ class Picture:
 
     @property
     def megapixels(self) -> float:
-        """Of the output."""
-        return self.output.num_pixels / 1e6
+        """Of the output, and half a one at least: beginning and finishing take as long as that."""
+        return max(LEAST_MEGAPIXELS, self.output.num_pixels / 1e6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,7 @@ class Archive:
                 archive._read_job(path)
             used = {job.picture for job in archive.jobs.values()}
             for name in archive.pictures.keys() - used:
-                archive._remove(name)
+                shutil.rmtree(archive._set_aside(name), ignore_errors=True)
         return archive
 
     def close(self) -> None:
@@ -142,20 +146,33 @@ class Archive:
         return self.root / "pictures" / picture
 
     def accept(self, upload: Path, picture: Picture, job: Job) -> None:
-        """Makes an upload, a folder of `incoming`, a picture, where it is new, and stores who asked for it."""
+        """Makes an upload, a folder of `incoming`, a picture, where it is new, and stores who asked for it.
+
+        One that had failed, and not for what it is, is to be done again.
+        """
         folder = self.folder(picture.id)
         with self._changing, storage_errors(folder):
-            if picture.id in self.pictures:
-                shutil.rmtree(upload)
-            else:
+            is_new = picture.id not in self.pictures
+            if is_new:
                 shutil.rmtree(folder, ignore_errors=True)  # a worker may have written there after it was dropped
                 write_atomic(upload / _PICTURE, seal(asdict(picture)))
                 fsync_folder(upload)
                 upload.rename(folder)
                 fsync_folder(folder.parent)
                 self.pictures[picture.id] = picture
-            write_atomic(self._job_path(job.id), seal(asdict(job)))
+            else:
+                shutil.rmtree(upload)
+            try:
+                write_atomic(self._job_path(job.id), seal(asdict(job)))
+            except BaseException:
+                if is_new:
+                    self._set_aside(picture.id)
+                raise
             self.jobs[job.id] = job
+            end = self.ends.get(picture.id)
+            if end is not None and end.failure is not None and end.failure.code not in OF_THE_PICTURE:
+                (folder / _END).unlink(missing_ok=True)
+                del self.ends[picture.id]
 
     def end(self, picture: str, end: End) -> None:
         """Stores how a picture ended."""
@@ -168,28 +185,52 @@ class Archive:
     def drop(self, job: str) -> str | None:
         """Removes a job, and its picture where no other job is of it: the name of that picture."""
         with self._changing, storage_errors(self.root):
-            found = self.jobs.pop(job)
+            found = self.jobs.pop(job, None)
+            if found is None:  # by another request
+                return None
             self._job_path(job).unlink(missing_ok=True)
             if any(other.picture == found.picture for other in list(self.jobs.values())):
                 return None
-            self._remove(found.picture)
+            aside = self._set_aside(found.picture)
+        shutil.rmtree(aside, ignore_errors=True)
         return found.picture
+
+    def tidy(self) -> None:
+        """Removes what workers wrote for pictures that had been dropped."""
+        for path in (self.root / "pictures").iterdir():
+            with self._changing:
+                if path.name in self.pictures:
+                    continue
+                aside = self._aside(path)
+            shutil.rmtree(aside, ignore_errors=True)
 
     def unfinished(self) -> list[Picture]:
         """What a service that starts has to go on with, in the order in which it was accepted."""
         first: dict[str, float] = {}
         for job in list(self.jobs.values()):
             first[job.picture] = min(job.created, first.get(job.picture, job.created))
-        left = [picture for picture in list(self.pictures.values()) if picture.id not in self.ends]
+        left = [one for one in list(self.pictures.values()) if one.id in first and one.id not in self.ends]
         return sorted(left, key=lambda picture: first[picture.id])
+
+    @property
+    def promised_bytes(self) -> int:
+        """What the pictures that have not ended may take."""
+        return sum(one.projected_bytes for one in list(self.pictures.values()) if one.id not in self.ends)
+
+    def measure(self, picture: str) -> None:
+        """Counts what an ended picture takes anew: files were added."""
+        end = self.ends.get(picture)
+        if end is not None:
+            self.end(picture, replace(end, stored_bytes=stored_bytes(self.folder(picture))))
 
     def bytes_of(self, owner: str) -> int:
         """What an owner's pictures take, or will take at most."""
         return sum(self._bytes(picture) for picture in list(self.pictures.values()) if picture.owner == owner)
 
     def expired(self, before: float) -> Sequence[Job]:
-        """Jobs whose pictures ended before a moment (Unix time)."""
-        return [job for job in list(self.jobs.values()) if (end := self.ends.get(job.picture)) and end.ended < before]
+        """Jobs that were made, and whose pictures ended, before a moment (Unix time)."""
+        old = [job for job in list(self.jobs.values()) if job.created < before]
+        return [job for job in old if (end := self.ends.get(job.picture)) and end.ended < before]
 
     def find_job(self, owner: str, idempotency_key: str) -> Job | None:
         """The job that this key of its client's choice was used for."""
@@ -203,12 +244,16 @@ class Archive:
     def _job_path(self, job: str) -> Path:
         return self.root / "jobs" / f"{job}.json"
 
-    def _remove(self, picture: str) -> None:
+    def _set_aside(self, picture: str) -> Path:
         del self.pictures[picture]
         self.ends.pop(picture, None)
+        return self._aside(self.folder(picture))
+
+    def _aside(self, folder: Path) -> Path:
+        """Where a folder lies that is to be removed: at once, half a removal is none."""
         aside = self.root / "incoming" / secrets.token_hex(ID_BYTES)
-        self.folder(picture).rename(aside)  # at once: half a removal is none
-        shutil.rmtree(aside, ignore_errors=True)  # a worker may still write there: the next start removes the rest
+        folder.rename(aside)
+        return aside
 
     def _read_picture(self, folder: Path) -> None:
         try:
@@ -247,5 +292,10 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def stored_bytes(folder: Path) -> int:
-    """Of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Of all files below a folder, while others may come and go."""
+    found = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found += status.st_size if S_ISREG(status.st_mode) else 0
+    return found

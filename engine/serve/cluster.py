@@ -23,10 +23,10 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
-from engine.errors import EngineError, InputError, ModelError, PlanError
+from engine.errors import DecoderUnavailable, EngineError, NotEnoughDisk, OutputBusy, StorageFull, StorageReadOnly
 from engine.geometry import Box
-from engine.serve.archive import read_picture
-from engine.serve.queue import Began, Failure, Kind, Progress, Queue, Task
+from engine.serve.archive import OF_THE_PICTURE, read_picture
+from engine.serve.queue import Began, Failure, Kind, Progress, Queue, Task, Whose
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Report:
     began: Began | None = None
     task: Task | None = None
     failure: Failure | None = None
-    for_good: bool = False
+    whose: Whose = Whose.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,17 @@ class Snapshot:
     generation: str
     """Another one, when the scheduler was started anew and knows of nothing."""
     progress: Mapping[str, Progress]
+    first: int
+    """How many had ended before those of `ended`."""
     ended: tuple[tuple[str, Failure | None], ...]
-    """Pictures, told again until the next call."""
+    """Pictures, told again until they are known."""
     megapixels_left: float
     megapixels_left_of: Mapping[str, float]
     """By owner."""
     megapixels_per_s: float | None
     num_workers: int
+    longest_s: float
+    """Of the tasks under way."""
     tasks_done: int
     tasks_failed: int
 
@@ -80,6 +84,8 @@ class Scheduler:
         self._queue = Queue()
         self._generation = uuid4().hex
         self._ended: list[tuple[str, Failure | None]] = []
+        self._known = 0
+        """How many more had ended, and are known."""
         self._owners: dict[str, str] = {}
         self._more = asyncio.Event()
         self._done = self._failed = 0
@@ -95,34 +101,35 @@ class Scheduler:
         self._queue.drop(picture)
         self._owners.pop(picture, None)
 
-    async def snapshot(self, looks: list[Look], num_told: int) -> Snapshot:
-        """Where all are; `num_told` of the ended ones are known."""
+    async def snapshot(self, looks: list[Look], generation: str, known: int) -> Snapshot:
+        """Where all are; so many of the ended ones of a generation are known."""
         for picture, box, level in looks:
             self._queue.look(picture, box, level=level)
         for worker in self._queue.silent(now=time.monotonic()):
             log.warning("worker %s is silent; its task is given out again", worker)
             self._end(self._queue.lose(worker))
             self._wake()
-        del self._ended[:num_told]
+        if generation == self._generation:
+            del self._ended[: known - self._known]
+            self._known = known
         return Snapshot(
             self._generation,
             self._queue.progress(),
+            self._known,
             tuple(self._ended),
             self._queue.megapixels_left,
             {owner: self._queue.megapixels_left_of(owner) for owner in set(self._owners.values())},
             self._queue.megapixels_per_s,
             self._queue.num_workers,
+            self._queue.longest_s(now=time.monotonic()),
             self._done,
             self._failed,
         )
 
     async def take(self, worker: str, report: Report | None) -> tuple[Task | None, float]:
         """The next task of a worker that has ended its last one, or None after a while; megapixels left."""
-        now = time.monotonic()
-        if report is not None and report.task is not None:
-            self._tell(worker, report, report.task, now)
-        self._end(self._queue.lose(worker))  # it does not know of a task whose message was lost
-        task = self._queue.take(worker, now=now)
+        await self.leave(worker, report)
+        task = self._queue.take(worker, now=time.monotonic())
         if task is None:
             self._more.clear()
             try:
@@ -132,13 +139,19 @@ class Scheduler:
             task = self._queue.take(worker, now=time.monotonic())
         return task, self._queue.megapixels_left
 
+    async def leave(self, worker: str, report: Report | None) -> None:
+        """What became of a worker's last task. One that it does not know of goes back: its message was lost."""
+        if report is not None and report.task is not None and report.task == self._queue.task_of(worker):
+            self._tell(worker, report, report.task, time.monotonic())
+        self._end(self._queue.lose(worker))
+
     async def hear(self, worker: str) -> None:
         self._queue.hear(worker, now=time.monotonic())
 
     def _tell(self, worker: str, report: Report, task: Task, now: float) -> None:
         if report.failure is not None:
             self._failed += 1
-            self._end(self._queue.fail(worker, report.failure, for_good=report.for_good))
+            self._end(self._queue.fail(worker, report.failure, whose=report.whose))
         else:
             self._done += 1
             if report.began is not None:
@@ -176,7 +189,7 @@ class Replica:
         """What `Pending` looks at."""
         return {"megapixels_left": self._left}
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """For Ray Serve, which replaces a replica that raises."""
         since = self._since
         if not self._pulling.is_alive():
@@ -212,7 +225,7 @@ class Replica:
             task, self._left = cast("tuple[Task | None, float]", answer)
             report = None if task is None else self._do(studio, task)
         if report is not None:
-            self._scheduler.take.remote(self._name, report)
+            self._scheduler.leave.remote(self._name, report)
         studio.close()
 
     def _do(self, studio: Any, task: Task) -> Report:  # noqa: ANN401
@@ -225,19 +238,18 @@ class Replica:
         except EngineError as error:
             studio.forget(task.picture)
             detail = str(error).replace(f"{folder}/", "")
-            for_good = isinstance(error, InputError | PlanError | ModelError)
-            return self._failed(task, Failure(error.code, detail), for_good=for_good)
+            return self._failed(task, Failure(error.code, detail), _whose(error))
         except Exception:
             studio.forget(task.picture)
             log.exception("%s of %s", task.kind, task.picture)
-            return self._failed(task, Failure("internal", "an error of this program; report it"), for_good=False)
+            return self._failed(task, Failure("internal", "an error of this program; report it"), Whose.UNKNOWN)
         finally:
             self._since = None
 
-    def _failed(self, task: Task, failure: Failure, *, for_good: bool) -> Report:
-        if not for_good:
+    def _failed(self, task: Task, failure: Failure, whose: Whose) -> Report:
+        if whose is not Whose.PICTURE:
             time.sleep(RETRY_S)
-        return Report(task=task, failure=failure, for_good=for_good)
+        return Report(task=task, failure=failure, whose=whose)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
@@ -245,6 +257,13 @@ class Replica:
                 self._scheduler.hear.remote(self._name).result(timeout_s=10)
             except Exception:
                 log.debug("the scheduler does not hear", exc_info=True)
+
+
+def _whose(error: EngineError) -> Whose:
+    if error.code in OF_THE_PICTURE:
+        return Whose.PICTURE
+    around = (OutputBusy, NotEnoughDisk, StorageFull, StorageReadOnly, DecoderUnavailable)
+    return Whose.SURROUNDINGS if isinstance(error, around) else Whose.UNKNOWN
 
 
 class Pending:

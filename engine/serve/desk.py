@@ -9,6 +9,7 @@ import logging
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import (
+    BodyTooLarge,
     Conflict,
     InputError,
     MaskMismatch,
@@ -50,6 +52,9 @@ RETRY_S = 5.0
 """What a client is told to wait where no rate is known."""
 READY_WITHIN_S = 10.0
 """The scheduler has answered within, or the service is not ready."""
+HUNG_S = 60.0
+"""The longest task may take, or the service is not ready; its replica is given more time."""
+MOST_LOOKS = 1000
 _TOKEN_BYTES = 16
 
 
@@ -87,8 +92,11 @@ class Desk:
     """Accepted and not in a snapshot yet: owners and megapixels."""
     _shed: dict[str, float] = field(default_factory=dict[str, float])
     """Megapixels of the smallest picture of an owner that found no room: until there is, no body is read."""
-    _uploads: int = 0
-    _num_told: int = 0
+    _uploads: Counter[str] = field(default_factory=Counter[str])
+    """On their way, by owner."""
+    _known: tuple[str, int] = "", 0
+    """A generation of the scheduler, and how many of its ends are stored."""
+    _accepting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         path = self.archive.root / "secret"
@@ -128,11 +136,13 @@ class Desk:
     def look(self, job: Job, box: Box, *, level: int) -> None:
         """Someone sees a part of a picture that is not finished."""
         self._looks[job.picture, box, level] = None
+        if len(self._looks) > MOST_LOOKS:  # while the scheduler is away
+            del self._looks[next(iter(self._looks))]
 
     @property
     def is_ready(self) -> bool:
-        """Whether new work would be done: the scheduler answers, a worker lives, the disk has room."""
-        if self.told is None or time.monotonic() - self.told_at > READY_WITHIN_S:
+        """Whether new work would be done: the scheduler answers, a worker lives, none hangs, the disk has room."""
+        if self.told is None or time.monotonic() - self.told_at > READY_WITHIN_S or self.told.longest_s > HUNG_S:
             return False
         return self.told.num_workers > 0 and free_bytes(self.archive.root) > self.limits.keep_free_bytes
 
@@ -156,15 +166,20 @@ class Desk:
             )
         if left and left + megapixels > most:
             raise QueueFull(f"{left:.0f} megapixels wait, {most:.0f} are the most; wait", retry_after_s=retry_s)
-        if self._uploads >= self.limits.max_waiting_uploads:
-            raise QueueFull(f"{self._uploads} uploads are on their way, the most at once; wait", retry_after_s=1.0)
+        uploads = self._uploads.total()
+        if owner != ANYBODY and self._uploads[owner.name] >= self.limits.max_waiting_uploads / 2:
+            raise TooManyRequests(
+                f"{self._uploads[owner.name]} uploads of this key are on their way, its share; wait", retry_after_s=1.0
+            )
+        if uploads >= self.limits.max_waiting_uploads:
+            raise QueueFull(f"{uploads} uploads are on their way, the most at once; wait", retry_after_s=1.0)
         used = self.archive.bytes_of(owner.name)
         if used + num_bytes > owner.max_bytes:
             raise StoreFull(
                 f"{used + num_bytes:,} bytes are needed for this key's pictures, it may have {owner.max_bytes:,}; "
                 "delete some"
             )
-        free = free_bytes(self.archive.root) - self.limits.keep_free_bytes
+        free = free_bytes(self.archive.root) - self.limits.keep_free_bytes - self.archive.promised_bytes
         if num_bytes > free:
             raise StoreFull(f"{num_bytes:,} bytes are needed, {max(0, free):,} are free; come back later")
 
@@ -179,34 +194,41 @@ class Desk:
         parse_options: Callable[[bytes], Options],
     ) -> tuple[Job, bool]:
         """Takes an upload; whether it is a new job. Durable when this returns. Raises what says why not."""
-        self.check_room(owner, num_bytes=content_length or 0, megapixels=self._shed.get(owner.name, 0.0))
-        self._shed.pop(owner.name, None)
-        self._uploads += 1
+        if (content_length or 0) > self.limits.max_bytes:
+            raise BodyTooLarge(
+                f"{content_length:,} bytes are to come, {self.limits.max_bytes:,} are the most; send less"
+            )
+        is_known = idempotency_key is not None and self.archive.find_job(owner.name, idempotency_key) is not None
+        if not is_known:
+            self.check_room(owner, num_bytes=content_length or 0, megapixels=self._shed.get(owner.name, 0.0))
+            self._shed.pop(owner.name, None)
         folder = await asyncio.to_thread(self.archive.incoming)
+        self._uploads[owner.name] += 1
         try:
             form = await receive(
                 body, content_type, folder, max_bytes=self.limits.max_bytes, early=self._check_beginning
             )
             options = parse_options(form.texts.get("options", b"{}"))
             picture = await asyncio.to_thread(self._probed, owner, form, options, folder)
-            try:
-                self.check_room(owner, num_bytes=picture.projected_bytes, megapixels=picture.megapixels)
-            except (QueueFull, TooManyRequests):
-                self._shed[owner.name] = min(picture.megapixels, self._shed.get(owner.name, picture.megapixels))
-                raise
-            if idempotency_key is not None and (known := self.archive.find_job(owner.name, idempotency_key)):
-                if known.picture != picture.id:
-                    raise Conflict("the idempotency key was used for 1 other picture; choose a new key for this one")
-                return known, False
-            name = form.files["image"].name
-            job = Job(secrets.token_hex(16), owner.name, picture.id, name, time.time(), idempotency_key)
-            await asyncio.to_thread(self.archive.accept, folder, picture, job)
+            async with self._accepting:  # or the same request, sent twice at once, were two jobs
+                if idempotency_key is not None and (known := self.archive.find_job(owner.name, idempotency_key)):
+                    if known.picture != picture.id:
+                        raise Conflict("the idempotency key was used for 1 other picture; choose a new one for this")
+                    return known, False
+                try:
+                    self.check_room(owner, num_bytes=picture.projected_bytes, megapixels=picture.megapixels)
+                except (QueueFull, TooManyRequests):
+                    self._shed[owner.name] = min(picture.megapixels, self._shed.get(owner.name, picture.megapixels))
+                    raise
+                name = form.files["image"].name
+                job = Job(secrets.token_hex(16), owner.name, picture.id, name, time.time(), idempotency_key)
+                await asyncio.to_thread(self.archive.accept, folder, picture, job)
             if picture.id not in self.archive.ends:
                 self._fresh[picture.id] = owner.name, picture.megapixels
                 await self._add([picture])
             return job, True
         finally:
-            self._uploads -= 1
+            self._uploads[owner.name] -= 1
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def drop(self, job: Job) -> str | None:
@@ -221,7 +243,10 @@ class Desk:
         """Ends a job and removes what only it needs."""
         picture = await asyncio.to_thread(self.drop, job)
         if picture is not None:
-            await self.scheduler.drop.remote(picture)
+            try:
+                await self.scheduler.drop.remote(picture)
+            except Exception:  # it is started anew, and will not be told of this picture
+                log.warning("the scheduler does not answer", exc_info=True)
 
     def _check_beginning(self, path: Path) -> None:
         """Of an upload on its way: refuses what its header already says is too much."""
@@ -286,11 +311,11 @@ class Desk:
         while True:
             try:
                 await self._follow_once()
+                if time.monotonic() - swept > SWEEP_S:
+                    swept = time.monotonic()
+                    await self.sweep(time.time())
             except Exception:
-                log.warning("the scheduler does not answer", exc_info=True)
-            if time.monotonic() - swept > SWEEP_S:
-                swept = time.monotonic()
-                await self.sweep(time.time())
+                log.warning("the scheduler does not answer, or the disk takes nothing", exc_info=True)
             await asyncio.sleep(FOLLOW_S)
 
     async def sweep(self, now: float) -> int:
@@ -298,18 +323,19 @@ class Desk:
         expired = self.archive.expired(now - self.limits.retention_s)
         for job in expired:
             await self.delete(job)
+        await asyncio.to_thread(self.archive.tidy)
         return len(expired)
 
     async def _follow_once(self) -> None:
         looks, self._looks = list(self._looks), {}
-        told: Snapshot = await self.scheduler.snapshot.remote(looks, self._num_told)
-        if self.told is None or told.generation != self.told.generation:
-            self._num_told = 0
+        told: Snapshot = await self.scheduler.snapshot.remote(looks, *self._known)
+        if told.generation != self._known[0]:
             await self._add(self.archive.unfinished())
-        else:
-            self._num_told = len(told.ended)
-            for picture, failure in told.ended:
+            self._known = told.generation, 0
+        for number, (picture, failure) in enumerate(told.ended, start=told.first + 1):
+            if number > self._known[1]:
                 await asyncio.to_thread(self._end, picture, failure)
+                self._known = told.generation, number
         for picture in [name for name in self._fresh if name in told.progress or name in self.archive.ends]:
             del self._fresh[picture]
         self.told, self.told_at = told, time.monotonic()

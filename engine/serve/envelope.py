@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.serve.metrics import Metrics
-from engine.serve.problems import MEDIA_TYPE, problem
+from engine.serve.problems import MEDIA_TYPE, STATUS, problem
 
 log = logging.getLogger("engine.serve")
 
@@ -45,13 +45,20 @@ class Envelope:
                 headers["Server-Timing"] = f"app;dur={1000 * (time.perf_counter() - started):.1f}"  # to the first byte
                 for key, value in _ALWAYS.items():
                     headers[key] = value
+                if scope["path"].startswith("/iiif/"):  # errors, too: a viewer on another site may say what is wrong
+                    headers["Access-Control-Allow-Origin"] = "*"
             await send(message)
 
         try:
             if (why := self._refusal(scope)) is not None:
-                await _refuse(why, sending)
+                await _refuse("forbidden", why, sending)
             else:
                 await self._app(scope, receive, sending)
+        except Exception:
+            log.exception("%s %s", name, scope["path"])
+            if status:  # half of the answer is on its way: the connection is cut
+                raise
+            await _refuse("internal", "an error of this program; report it with the request id", sending)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
             seconds = time.perf_counter() - started
@@ -71,8 +78,8 @@ class Envelope:
         return None
 
 
-async def _refuse(why: str, send: Send) -> None:
-    body = json.dumps(problem("forbidden", why)).encode()
+async def _refuse(code: str, why: str, send: Send) -> None:
+    body = json.dumps(problem(code, why)).encode()
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 403, "headers": headers})
+    await send({"type": "http.response.start", "status": STATUS[code], "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -16,6 +16,8 @@ from engine.geometry import Box, Size
 TILE_PX = 512
 MAX_AREA_PX = 1 << 22
 """Of one answer."""
+MAX_SIDE_PX = 16383
+"""Of one answer: WebP has no more."""
 FORMATS: Mapping[str, str] = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 QUALITIES = ("default", "color", "gray")
 _KNOWN_FORMATS = frozenset((*FORMATS, "tif", "gif", "jp2", "pdf"))
@@ -70,7 +72,7 @@ def parse(path: str, full: Size) -> ImageRequest:
 
 def image_information(identifier: str, full: Size, level_sizes: Sequence[Size]) -> dict[str, object]:
     """`info.json` of a picture with a pyramid; `identifier`: its address."""
-    sizes = [size for size in reversed(level_sizes) if size.num_pixels <= MAX_AREA_PX]
+    sizes = [size for size in reversed(level_sizes) if size == _largest(size)]
     return {
         "@context": _CONTEXT,
         "id": identifier,
@@ -79,6 +81,8 @@ def image_information(identifier: str, full: Size, level_sizes: Sequence[Size]) 
         "profile": "level2",
         "width": full.w,
         "height": full.h,
+        "maxWidth": MAX_SIDE_PX,
+        "maxHeight": MAX_SIDE_PX,
         "maxArea": MAX_AREA_PX,
         "sizes": [{"width": size.w, "height": size.h} for size in sizes],
         "tiles": [{"width": TILE_PX, "height": TILE_PX, "scaleFactors": [1 << n for n in range(len(level_sizes))]}],
@@ -148,18 +152,20 @@ def _size(text: str, region: Size) -> Size:
         raise BadRequestError("the size has no pixel")
     if size.h > region.h or size.w > region.w:
         raise BadRequestError(f"{size} (width x height) is more than the region's {region}; enlarging is not offered")
-    if size.num_pixels > MAX_AREA_PX:
-        raise BadRequestError(f"{size.num_pixels} pixels are asked for, {MAX_AREA_PX} are the most; ask for tiles")
+    if size.num_pixels > MAX_AREA_PX or size.long_side > MAX_SIDE_PX:
+        raise BadRequestError(
+            f"{size} (width x height) is asked for, {MAX_AREA_PX} pixels and {MAX_SIDE_PX} px a side are the most; "
+            "ask for tiles"
+        )
     return size
 
 
 def _largest(region: Size) -> Size:
     """The region itself, or as much of it as an answer may hold."""
-    if region.num_pixels <= MAX_AREA_PX:
+    shrink = min(math.sqrt(MAX_AREA_PX / region.num_pixels), MAX_SIDE_PX / region.long_side)
+    if shrink >= 1:
         return region
-    shrink = math.sqrt(MAX_AREA_PX / region.num_pixels)
-    w = min(max(1, int(region.w * shrink)), MAX_AREA_PX)
-    return Size(min(max(1, int(region.h * shrink)), MAX_AREA_PX // w), w)
+    return Size(max(1, int(region.h * shrink)), max(1, int(region.w * shrink)))
 
 
 def _confined(region: Size, w: int, h: int) -> Size:

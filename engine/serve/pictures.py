@@ -17,7 +17,6 @@ from engine.serve.told import REFUSED, described
 _YEAR_S = 31_536_000
 
 pictures = APIRouter(prefix="/iiif", responses=REFUSED)
-_CORS = {"Access-Control-Allow-Origin": "*"}
 _JSON_LD = 'application/ld+json;profile="http://iiif.io/api/image/3/context.json"'
 _LEVEL = '<http://iiif.io/api/image/3/level2.json>;rel="profile"'
 
@@ -37,7 +36,7 @@ def presented(request: Request, identifier: str) -> JSONResponse:
         image=lambda layer: base + found.links.iiif[layer],
     )
     kind = 'application/ld+json;profile="http://iiif.io/api/presentation/3/context.json"'
-    return JSONResponse(body, headers=_CORS, media_type=kind)
+    return JSONResponse(body, media_type=kind)
 
 
 @pictures.head("/3/{identifier}", include_in_schema=False)
@@ -45,7 +44,7 @@ def presented(request: Request, identifier: str) -> JSONResponse:
 def base_address(request: Request, identifier: str) -> RedirectResponse:
     """To info.json."""
     identified(request, identifier, 1)
-    return RedirectResponse(f"/iiif/3/{identifier}/info.json", 303, headers=_CORS)
+    return RedirectResponse(f"/iiif/3/{identifier}/info.json", 303)
 
 
 @pictures.head("/3/{identifier}/info.json", include_in_schema=False)
@@ -58,7 +57,7 @@ async def information(request: Request, identifier: str) -> JSONResponse:
     body = iiif.image_information(address, found.level_sizes[0], found.level_sizes)
     plain = "application/json" in request.headers.get("accept", "")
     kind = "application/json" if plain else _JSON_LD
-    return JSONResponse(body, headers={**_CORS, "Link": _LEVEL, "Vary": "Accept"}, media_type=kind)
+    return JSONResponse(body, headers={"Link": _LEVEL, "Vary": "Accept"}, media_type=kind)
 
 
 @pictures.head("/3/{identifier}/{region}/{size}/{rotation}/{quality_format}", include_in_schema=False)
@@ -75,11 +74,11 @@ async def image(
     except iiif.BadRequestError as error:
         raise BadRequest(str(error)) from None
     except iiif.NotOfferedError as error:
-        return problems.response("not-offered", str(error), _CORS)
+        return problems.response("not-offered", str(error))
     canonical = iiif.canonical(asked, full)
     tag = f'"{hashlib.sha256(f"{job.picture} {layer} {canonical}".encode()).hexdigest()[:32]}"'
     address = f"{_base(request)}/iiif/3/{identifier}/{canonical}"
-    headers = {**_CORS, "Link": f'{_LEVEL}, <{address}>;rel="canonical"'}
+    headers = {"Link": f'{_LEVEL}, <{address}>;rel="canonical"'}
     if isinstance(found, view.Stored) and request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers={**headers, "ETag": tag})
     async with request.app.state.drawing:
@@ -103,7 +102,7 @@ def preflight(request: Request) -> Response:
     if request.method != "OPTIONS":
         raise NotFound("0 pictures have this address")
     allowed = {"Access-Control-Allow-Methods": "GET, HEAD", "Access-Control-Allow-Headers": "*"}
-    return Response(status_code=204, headers=_CORS | allowed)
+    return Response(status_code=204, headers=allowed)
 
 
 def drawn(found: view.View, asked: iiif.ImageRequest) -> tuple[bytes, bool]:

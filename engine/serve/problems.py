@@ -31,6 +31,7 @@ STATUS: Mapping[str, int] = {
         (errors.StorageError, 503),
         (errors.StorageReadOnly, 503),
         (errors.DecoderOutOfMemory, 503),
+        (errors.DecoderUnavailable, 503),
         (errors.StoreFull, 507),
         (errors.StorageFull, 507),
         (errors.NotEnoughDisk, 507),

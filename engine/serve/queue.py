@@ -17,6 +17,8 @@ from engine.tiling.grid import Grid, ShardKey
 TASK_S = 1.0
 """A task has as many shards as take about so long: short enough to turn to what is looked at."""
 MOST_SHARDS = 8
+LEAST_MEGAPIXELS = 0.5
+"""What a task counts at least: to begin or to finish a small picture takes as long as to draw so many."""
 MOST_LOOKS = 64
 """That are remembered of a picture before it is begun: a screen of tiles."""
 MOST_LOSSES = 3
@@ -56,6 +58,17 @@ class Began:
     grid: Grid
     done: frozenset[ShardKey] = frozenset()
     """Stored by an earlier run."""
+
+
+class Whose(StrEnum):
+    """What a failed task failed for."""
+
+    PICTURE = "picture"
+    """It will fail again."""
+    UNKNOWN = "unknown"
+    """A few times more are tried."""
+    SURROUNDINGS = "surroundings"
+    """A full disk, say: it is tried until it goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +234,19 @@ class Queue:
         task = self._task(picture)
         found = self._pictures[picture]
         found.tasks[task.number] = task
-        self._had[found.owner] = self._had.get(found.owner, 0.0) + self._megapixels(found, task)
+        cost = max(LEAST_MEGAPIXELS, self._megapixels(found, task))
+        self._had[found.owner] = self._had.get(found.owner, 0.0) + cost
         self._workers[worker] = _Worker(now, task, now)
         return task
+
+    def task_of(self, worker: str) -> Task | None:
+        """What a worker is at."""
+        found = self._workers.get(worker)
+        return None if found is None else found.task
+
+    def longest_s(self, *, now: float) -> float:
+        """How long the worker has been at its task that has been so for longest."""
+        return max((now - worker.since for worker in self._workers.values() if worker.task is not None), default=0.0)
 
     def hear(self, worker: str, *, now: float) -> None:
         """A sign of life. One that was given up is known again when it takes its next task."""
@@ -241,13 +264,17 @@ class Queue:
             return None
         return self._give_back(found.task, _DIED)
 
-    def fail(self, worker: str, failure: Failure, *, for_good: bool) -> tuple[str, Failure] | None:
-        """A task has failed, and will again (`for_good`) or perhaps not: the picture that has ended with it."""
+    def fail(self, worker: str, failure: Failure, *, whose: Whose) -> tuple[str, Failure] | None:
+        """A task has failed: the picture that has ended with it."""
         at = self._workers.get(worker)
         if at is None or at.task is None:
             return None
         task, at.task = at.task, None
-        if not for_good:
+        if whose is not Whose.PICTURE:
+            found = self._pictures.get(task.picture)
+            if found is not None and whose is Whose.SURROUNDINGS:
+                self._orders += 1
+                found.order, found.losses = self._orders, found.losses - 1  # the others first, and no loss
             return self._give_back(task, failure)
         if task.picture not in self._pictures:
             return None

@@ -19,14 +19,18 @@ from engine.serve.keys import Keys
 HEADERS_S = 10.0
 """A client may take so long to send the headers of a request."""
 MOST_HEADER_BYTES = 32 << 10
+LINGERING_S = 10.0
+"""So long a refused client may go on to send what it is at; then it has read the answer."""
+MOST_CONNECTIONS = 800
 DRAINING_S = 20
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
 class PatientProtocol(H11Protocol):
-    """Closes connections whose headers do not come to an end."""
+    """Closes connections whose headers do not come to an end, or whose bodies nobody waits for any more."""
 
     _waiting: asyncio.TimerHandle | None = None
+    _lingering: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
@@ -39,8 +43,15 @@ class PatientProtocol(H11Protocol):
         elif self._waiting is None:
             self._wait()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY and self._lingering is None:
+            self._lingering = self.loop.call_later(LINGERING_S, self.transport.close)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        if self._lingering is not None:
+            self._lingering.cancel()
         super().connection_lost(exc)
 
     def _wait(self) -> None:
@@ -85,6 +96,7 @@ def serve(
                 http=PatientProtocol,
                 ws="none",
                 h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+                limit_concurrency=MOST_CONNECTIONS,
                 timeout_keep_alive=5,
                 timeout_graceful_shutdown=DRAINING_S,
                 server_header=False,

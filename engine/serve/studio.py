@@ -19,7 +19,7 @@ from engine.restoration import Part, Restorer, export_finished
 from engine.serve.archive import Picture
 from engine.serve.gallery import MASK, ORIGINAL, OVERVIEW, RESTORED
 from engine.serve.queue import Began, Kind, Task
-from engine.store import write_atomic
+from engine.store import storage_errors, write_atomic
 from engine.tiling.grid import ShardKey
 
 SHARD_PX = 1024
@@ -161,9 +161,14 @@ def export(site: Site, fmt: str) -> Path:
     target = site.folder / f"{RESTORED}.ozx"
     if not target.exists():
         partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
-        with ZipFile(partial, "w", ZIP_STORED) as archive:
-            files = [path for path in sorted(canvas.rglob("*")) if path.is_file() and "_engine" not in path.parts]
-            for path in sorted(files, key=lambda path: path.name != "zarr.json"):  # RFC 9 of OME-Zarr: metadata first
-                archive.write(path, path.relative_to(canvas).as_posix())
-        partial.rename(target)
+        try:
+            with storage_errors(target), ZipFile(partial, "w", ZIP_STORED) as archive:
+                files = [path for path in sorted(canvas.rglob("*")) if path.is_file() and "_engine" not in path.parts]
+                for path in sorted(
+                    files, key=lambda path: path.name != "zarr.json"
+                ):  # RFC 9 of OME-Zarr: metadata first
+                    archive.write(path, path.relative_to(canvas).as_posix())
+            partial.rename(target)
+        finally:
+            partial.unlink(missing_ok=True)
     return target

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from io import BufferedWriter
@@ -203,6 +204,8 @@ class _Reader:
 
     def _part_end(self) -> None:
         if self._out is not None:
+            self._out.flush()
+            os.fsync(self._out.fileno())  # what is accepted survives a power cut
             self._out.close()
             self._out = None
 

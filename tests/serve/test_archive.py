@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import OutputBusy
+from engine.errors import OutputBusy, StorageError
 from engine.geometry import Size
 from engine.serve.archive import Archive, End, Job, Options, Picture, picture_id, stored_bytes
 from engine.serve.queue import Failure
@@ -111,6 +111,9 @@ def test_bytes_and_age(tmp_path):
     archive.end("p", End(100.0, None, stored))
     assert archive.bytes_of("a") == stored < 1000
     assert [each.id for each in archive.expired(100.5)] == ["one"]
+    archive.accept(upload(archive), picture(), job("late", created=100.4))
+    assert [each.id for each in archive.expired(100.45)] == ["one", "late"]
+    assert [each.id for each in archive.expired(100.3)] == ["one"]  # asked for after its end
     assert archive.expired(99.5) == []
     archive.close()
 
@@ -123,6 +126,53 @@ def test_what_a_worker_wrote_after_a_picture_was_dropped_is_in_nobodys_way(tmp_p
     (archive.folder("p") / "out" / "late").write_bytes(b"x")
     archive.accept(upload(archive), picture(), job("two"))
     assert sorted(path.name for path in archive.folder("p").iterdir()) == ["image.png", "picture.json"]
+    archive.close()
+
+
+def test_and_is_swept_away(tmp_path):
+    archive = Archive.open(tmp_path)
+    archive.accept(upload(archive), picture(), job("one"))
+    late = archive.folder("dropped") / "out"
+    late.mkdir(parents=True)
+    archive.tidy()
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["p"]
+    assert list((tmp_path / "incoming").iterdir()) == []
+    archive.close()
+
+
+def test_a_picture_whose_job_could_not_be_stored_is_none(tmp_path, monkeypatch):
+    archive = Archive.open(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "_job_path", lambda _: tmp_path / "lock" / "one.json")  # which is no folder
+        with pytest.raises(StorageError):
+            archive.accept(upload(archive), picture(), job("one"))
+    assert (archive.pictures, archive.unfinished()) == ({}, [])
+    archive.accept(upload(archive), picture(), job("one"))
+    assert [each.id for each in archive.unfinished()] == ["p"]
+    archive.close()
+
+
+@pytest.mark.parametrize(("code", "again"), [("storage-full", True), ("process-died", True), ("mask-mismatch", False)])
+def test_sent_again_a_picture_is_done_again_unless_it_failed_for_what_it_is(tmp_path, code, again):
+    archive = Archive.open(tmp_path)
+    archive.accept(upload(archive), picture(), job("one"))
+    archive.end("p", End(1.0, Failure(code, "why")))
+    archive.accept(upload(archive), picture(), job("two"))
+    assert [each.id for each in archive.unfinished()] == ["p"] * again
+    archive.close()
+    opened = Archive.open(tmp_path)
+    assert [each.id for each in opened.unfinished()] == ["p"] * again
+    opened.close()
+
+
+def test_files_added_to_a_picture_count(tmp_path):
+    archive = Archive.open(tmp_path)
+    archive.accept(upload(archive), picture(), job("one"))
+    archive.end("p", End(1.0, None, stored_bytes(archive.folder("p"))))
+    before = archive.bytes_of("a")
+    (archive.folder("p") / "export.tif").write_bytes(bytes(5000))
+    archive.measure("p")
+    assert archive.bytes_of("a") >= before + 5000
     archive.close()
 
 

@@ -15,7 +15,7 @@ ONE, TWO = Owner("one", 10_000), Owner("two", 10_000)
 
 
 def told(of: dict[str, float], *, rate: float | None = 2.0, workers: int = 1) -> Snapshot:
-    return Snapshot("g", {}, (), sum(of.values()), of, rate, workers, 0, 0)
+    return Snapshot("g", {}, 0, (), sum(of.values()), of, rate, workers, 0.0, 0, 0)
 
 
 @pytest.fixture

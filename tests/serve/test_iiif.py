@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from engine.geometry import Box, Size
 from engine.serve.iiif import (
     MAX_AREA_PX,
+    MAX_SIDE_PX,
     BadRequestError,
     NotOfferedError,
     canonical,
@@ -148,6 +149,12 @@ def test_no_answer_is_larger_than_told():
         size = asked("full/max", thin)[1]
         assert min(size.h, size.w) >= 1
         assert size.num_pixels <= MAX_AREA_PX
+        assert size.long_side <= MAX_SIDE_PX
+    long = Size(50, 70_000)  # more than a WebP has
+    assert asked("full/max", long)[1] == Size(11, MAX_SIDE_PX)
+    assert asked("full/!70000,70000", long)[1].long_side <= MAX_SIDE_PX
+    with pytest.raises(BadRequestError, match="16383 px a side are the most"):
+        asked("full/16384,", long)
 
 
 @given(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.geometry import Box, Size
-from engine.serve.queue import MOST_LOSSES, MOST_SHARDS, Began, Kind, Queue, State, Task
+from engine.serve.queue import MOST_LOSSES, MOST_SHARDS, Began, Failure, Kind, Queue, State, Task, Whose
 from engine.tiling.grid import Grid, ShardKey
 
 GRID = Grid(Size(4000, 3000), shard_px=1024)
@@ -204,6 +204,33 @@ def test_what_moves_on_is_not_blamed():
                 break
             do(queue, "w", task)
     assert "large" in queue.progress()
+
+
+def test_a_full_disk_costs_a_picture_nothing_but_its_turn():
+    queue = Queue()
+    queue.add("one", owner="a", megapixels=12)
+    queue.add("two", owner="a", megapixels=12)
+    for _ in range(5 * MOST_LOSSES):
+        task = queue.take("w", now=0)
+        assert queue.fail("w", Failure("storage-full", "0 bytes"), whose=Whose.SURROUNDINGS) is None
+        other = queue.take("w", now=0)
+        assert {task.picture, other.picture} == {"one", "two"}
+        assert queue.fail("w", Failure("storage-full", "0 bytes"), whose=Whose.SURROUNDINGS) is None
+    assert len([task for task in work_off(queue, ["w"]) if task.kind is Kind.FINISH]) == 2
+
+
+def test_small_pictures_are_not_for_nothing():
+    """Beginning and finishing take time: thousands of pictures of a few pixels do not starve another key."""
+    queue, tiny = Queue(), Grid(Size(16, 16), shard_px=1024)
+    for n in range(300):
+        queue.add(f"tiny {n}", owner="flood", megapixels=0.5)
+    queue.add("large", owner="other", megapixels=12)
+    turns = Counter[bool]()
+    for n in range(60):
+        task = queue.take("w", now=float(n))
+        turns[task.picture == "large"] += 1
+        do(queue, "w", task, now=n + 0.5, grid=GRID if task.picture == "large" else tiny)
+    assert turns[True] >= 15
 
 
 def test_a_dropped_picture_takes_no_more_work():

@@ -6,6 +6,7 @@ const $ = (id) => document.getElementById(id);
 const LOOK_MS = 250, REFRESH_MS = 1500; // how soon a change is shown, and how long the next one waits after it
 let key = sessionStorage.getItem("key") || "";
 let picture = null; // what is being prepared: {file, bitmap, mask, factor}
+let looks = 0; // how often something else was chosen to be shown
 let shown = null; // the job on the screen: {job, viewer, mode, items, source}
 
 // ---------------------------------------------------------------- requests
@@ -209,6 +210,7 @@ for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", f
 // ---------------------------------------------------------------- a job
 
 function leave() {
+  looks += 1;
   if (!shown) return;
   shown.source.close();
   clearInterval(shown.timer);
@@ -218,14 +220,17 @@ function leave() {
 
 const go = guarded(async () => {
   leave();
+  const mine = looks;
   const [id, token] = location.hash.slice(1).split(".");
   $("job").hidden = !id;
   $("new").hidden = Boolean(id);
   if (!id) return;
   const job = await ask(`/v1/restorations/${id}?token=${token || ""}`);
-  shown = { job, viewer: null, mode: "slider", items: {}, source: new EventSource(job.links.events) };
-  shown.source.onmessage = (event) => { if (shown) update(JSON.parse(event.data)); };
-  shown.source.onerror = () => { if (shown && ["done", "failed"].includes(shown.job.state)) shown.source.close(); };
+  if (mine !== looks) return; // another one was chosen meanwhile
+  const source = new EventSource(job.links.events);
+  shown = { job, viewer: null, mode: "slider", items: {}, source };
+  source.onmessage = (event) => { if (mine === looks) update(JSON.parse(event.data)); };
+  source.onerror = () => { if (mine === looks && ["done", "failed"].includes(shown.job.state)) source.close(); };
   shown.timer = setInterval(refresh, LOOK_MS);
   update(job);
 });
@@ -269,14 +274,15 @@ function downloads(job) {
 async function look() {
   if (shown.opening) return;
   shown.opening = true;
-  const layers = shown.job.links.iiif, found = {};
+  const own = shown, layers = own.job.links.iiif, found = {};
   try {
     for (const name of Object.keys(layers)) {
       const answer = await fetch(`${layers[name]}/info.json`, { headers: { Accept: "application/json" } });
       if (!answer.ok) throw new Error("not there yet");
       found[name] = await answer.json();
     }
-  } finally { shown.opening = false; }
+  } finally { own.opening = false; }
+  if (own !== shown) return;
   const viewer = OpenSeadragon({
     element: $("show"),
     prefixUrl: "/viewer/openseadragon/images/",
@@ -294,7 +300,7 @@ async function look() {
     viewer.addTiledImage({
       tileSource: found[name],
       width: 1,
-      success: (event) => { shown.items[name] = event.item; arrange(); },
+      success: (event) => { own.items[name] = event.item; if (own === shown) arrange(); },
     });
   }
   viewer.addHandler("update-viewport", clip);

@@ -1,0 +1,207 @@
+"""The desk and the scheduler, without Ray: what one tells the other arrives, whatever fails between."""
+
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engine.errors import BodyTooLarge, NotFound
+from engine.geometry import Size
+from engine.serve.archive import Archive, Options
+from engine.serve.cluster import Report, Scheduler
+from engine.serve.desk import Desk, Limits
+from engine.serve.keys import Owner
+from engine.serve.queue import Began, Kind, Task
+from engine.tiling.grid import Grid
+from tests.serve.test_archive import job, picture, upload
+
+GRID = Grid(Size(40, 80))
+
+
+class Handle:
+    """Calls the methods of a scheduler as those of a deployment are called."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler()
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self.scheduler, name))
+
+    async def work_off(self) -> None:
+        report: Report | None = None
+        while self.scheduler._queue.megapixels_left:
+            task, _ = await self.scheduler.take("w", report)
+            report = Report(Began(GRID, frozenset(GRID.all_keys())) if task.kind is Kind.BEGIN else None, task)
+            if task.kind is Kind.FINISH:
+                await self.scheduler.leave("w", report)
+
+
+@pytest.fixture
+def desk(tmp_path):
+    archive = Archive.open(tmp_path)
+    yield Desk(archive, Handle(), Limits(keep_free_bytes=0, max_bytes=1000))
+    archive.close()
+
+
+def accept(desk: Desk, *names: str) -> None:
+    for name in names:
+        desk.archive.accept(upload(desk.archive), picture(name), job(f"job of {name}", name))
+
+
+def test_an_end_that_the_disk_refuses_is_stored_later(desk, monkeypatch):
+    accept(desk, "p", "q")
+
+    async def run() -> None:
+        await desk._follow_once()
+        await desk.scheduler.work_off()
+        with monkeypatch.context() as patch:
+            patch.setattr("engine.serve.archive.write_atomic", full)
+            for _ in range(3):
+                with pytest.raises(OSError, match="full"):
+                    await desk._follow_once()
+        assert desk.archive.ends == {}
+        await desk._follow_once()
+
+    def full(*_: object) -> None:
+        raise OSError("full")
+
+    asyncio.run(run())
+    assert desk.archive.ends.keys() == {"p", "q"}
+
+
+def test_a_lost_answer_loses_no_end(desk):
+    accept(desk, "p")
+
+    async def run() -> None:
+        await desk._follow_once()
+        await desk.scheduler.work_off()
+        await desk.scheduler.scheduler.snapshot([], *desk._known)  # its answer does not arrive
+        await desk._follow_once()
+        assert desk.archive.ends.keys() == {"p"}
+        accept(desk, "q")
+        await desk._add([picture("q")])
+        await desk.scheduler.work_off()
+        await desk.scheduler.scheduler.snapshot([], *desk._known)
+        await desk.scheduler.scheduler.snapshot([], *desk._known)
+        await desk._follow_once()
+
+    asyncio.run(run())
+    assert desk.archive.ends.keys() == {"p", "q"}
+
+
+def test_a_new_scheduler_is_told_and_heard(desk):
+    accept(desk, "p", "q")
+
+    async def run() -> None:
+        await desk._follow_once()
+        await desk.scheduler.work_off()
+        await desk._follow_once()
+        accept(desk, "r")
+        desk.scheduler = Handle()
+        await desk._follow_once()  # it is told of r
+        await desk.scheduler.work_off()
+        await desk._follow_once()
+
+    asyncio.run(run())
+    assert desk.archive.ends.keys() == {"p", "q", "r"}
+
+
+def test_what_a_sweep_stumbles_over_does_not_end_the_following(desk, monkeypatch):
+    monkeypatch.setattr("engine.serve.desk.SWEEP_S", 0.0)
+    monkeypatch.setattr("engine.serve.desk.FOLLOW_S", 0.01)
+    swept: list[float] = []
+
+    async def sweep(now: float) -> int:
+        swept.append(now)
+        raise OSError("full")
+
+    async def run() -> None:
+        monkeypatch.setattr(Desk, "sweep", lambda _, now: sweep(now))
+        following = asyncio.create_task(desk.follow())
+        while len(swept) < 3:
+            await asyncio.sleep(0.01)
+        assert not following.done()
+        following.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_a_job_is_deleted_once_however_often_and_whether_the_scheduler_answers_or_not(desk):
+    accept(desk, "p")
+
+    async def silent(_: str) -> None:
+        raise ConnectionError
+
+    async def run() -> None:
+        desk.scheduler.scheduler.drop = silent
+        found = desk.job("job of p", None)
+        await asyncio.gather(desk.delete(found), desk.delete(found))
+
+    asyncio.run(run())
+    assert desk.archive.pictures == {}
+    with pytest.raises(NotFound):
+        desk.job("job of p", None)
+
+
+def test_a_report_counts_for_its_own_task_alone():
+    """The answer with task B was lost: the worker tells of task A once more, and B is not done by that."""
+
+    async def run() -> None:
+        scheduler = Scheduler()
+        await scheduler.add([("a", "x", 1.0), ("b", "x", 1.0)])
+        first, _ = await scheduler.take("w", None)
+        report = Report(Began(GRID, frozenset(GRID.all_keys())), first)
+        lost, _ = await scheduler.take("w", report)
+        again, _ = await scheduler.take("w", report)
+        assert isinstance(lost, Task)
+        assert replace(again, number=lost.number) == lost
+        await scheduler.leave("w", Report(task=again))
+        assert scheduler._queue.num_workers == 0
+
+    asyncio.run(run())
+
+
+def test_one_request_sent_twice_at_once_is_one_job(desk, monkeypatch):
+    monkeypatch.setattr(Desk, "_probed", lambda *_: picture("p"))
+    owner = Owner("a")
+    body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\nx\r\n--b--\r\n'
+
+    async def sent():
+        yield body
+
+    async def submit() -> Any:
+        return await desk.submit(
+            owner,
+            sent(),
+            content_type="multipart/form-data; boundary=b",
+            content_length=len(body),
+            idempotency_key="k",
+            parse_options=lambda _: Options(),
+        )
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(*(submit() for _ in range(5)))
+
+    told = asyncio.run(run())
+    assert len({found.id for found, _ in told}) == 1
+    assert sum(is_new for _, is_new in told) == 1
+
+
+def test_too_long_a_body_is_refused_by_what_it_says(desk):
+    async def never():
+        raise AssertionError("read")
+        yield b""
+
+    with pytest.raises(BodyTooLarge, match="1,001 bytes are to come, 1,000 are the most"):
+        asyncio.run(
+            desk.submit(
+                Owner("a"),
+                never(),
+                content_type="multipart/form-data; boundary=b",
+                content_length=1001,
+                idempotency_key=None,
+                parse_options=lambda _: Options(),
+            )
+        )
