@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.batch.cluster import connected
+from engine.batch.pipeline import booked_bytes
 from engine.batch.work import Workers
 
 POISON = "restore segv:1:segv;restore hang:1:hang;draw large segv:1:segv"
@@ -20,7 +21,7 @@ def cluster() -> Iterator[None]:
     os.environ["ENGINE_FAILPOINT"] = POISON  # before Ray starts: its workers inherit it
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
     try:
-        with connected(Workers(3)):
+        with connected(Workers(3), booked_bytes=booked_bytes(Workers(3))):
             yield
     finally:
         del os.environ["ENGINE_FAILPOINT"]

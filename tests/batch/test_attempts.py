@@ -27,3 +27,6 @@ def test_deaths_count_on_nodes_that_live_and_answer(tmp_path, answering):
     assert attempts.deaths("another", node="here", living=living) == 0
     attempts.end("scan")
     assert attempts.deaths("scan", node="here", living=living) == 0
+    attempts.begin("scan", node="here")
+    attempts.forget()  # another driver begins
+    assert attempts.deaths("scan", node="here", living=living) == 0

@@ -141,6 +141,18 @@ def test_the_server_outlives_the_process_group_of_the_one_that_started_it(home):
     other.close()
 
 
+def test_a_server_that_is_killed_is_replaced_while_its_children_live(home):
+    one = Child(home)
+    server = psutil.Process(one.ask("os:getpid")).parent()
+    assert server is not None
+    server.kill()
+    other = Child(home)
+    assert other.ask("operator:add", 1, 1) == 2
+    assert one.ask("operator:add", 2, 1) == 3
+    one.close()
+    other.close()
+
+
 def test_an_orphan_that_sees_other_gpus_is_not_adopted(home, monkeypatch):
     Child(home).close()
     pid = at_work_without_owner(home, "actor 7")

@@ -10,10 +10,12 @@ import numpy as np
 import psutil
 import pytest
 
+from engine.batch import pipeline
+from engine.batch.cluster import connected
 from engine.batch.inputs import Item
 from engine.batch.pipeline import Pipeline
 from engine.batch.work import DONE, FAILED, REFUSED, Order, Outcome, Workers, restore_item
-from engine.errors import TooFewCpus, TooFewGpus
+from engine.errors import BatchError, NotEnoughMemory, TooFewCpus, TooFewGpus
 from engine.request import Request
 from tests.networks import TINY, random_checkpoint
 from tests.outputs import timeless
@@ -127,8 +129,17 @@ def test_poison_is_put_aside_and_the_innocent_are_not(cluster, folder, model):
     assert sum(path.suffix == ".png" for path in (folder / "out").glob("scan *.png")) >= 12
 
 
-def test_a_pool_that_would_starve_is_refused(cluster, folder):
-    with pytest.raises(TooFewCpus, match=r"9 workers need 9\.75 CPUs of the cluster, it has 4"):
+def test_a_pool_that_would_starve_is_refused(cluster, folder, monkeypatch):
+    with pytest.raises(TooFewCpus, match=r"9 workers need 9\.75 of the cluster's CPU, it has 4"):
         Pipeline(Order(folder), Workers(9))
-    with pytest.raises(TooFewGpus, match=r"2 workers with --gpu-share 0\.25 need 1\.25 GPUs of the cluster, it has 0"):
+    with pytest.raises(TooFewGpus, match=r"2 workers with --gpu-share 0\.25 need 1\.25 of the cluster's GPU, it has 0"):
         Pipeline(Order(folder), Workers(2, gpu_share=0.25))
+    Pipeline(Order(folder), Workers(3))
+    monkeypatch.setattr(pipeline, "WORKER_BYTES", 2 << 30)
+    with pytest.raises(NotEnoughMemory, match=r"3 workers need 15,569,256,448 of the cluster's memory, it has 8,0"):
+        Pipeline(Order(folder), Workers(3))
+
+
+def test_a_cluster_that_does_not_answer_is_told_of():
+    with pytest.raises(BatchError, match="0 clusters answer"), connected(Workers(1, "127.0.0.1:1"), booked_bytes=1):
+        pass
