@@ -71,9 +71,15 @@ class Child:
         """
         own = {variable: os.environ[variable] for variable in _OWN if variable in os.environ}
         self._connection = _connected(folder)
-        with _or_lost():
-            _send(self._connection, pickle.dumps((name, sorted(own.items())) if name else None))  # one keeps its GPU
-        self.ask("os:environ.update", own)
+        try:
+            with _or_lost():
+                _send(
+                    self._connection, pickle.dumps((name, sorted(own.items())) if name else None)
+                )  # one keeps its GPU
+            self.ask("os:environ.update", own)
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, function: str, *arguments: object, timeout_s: float | None = None) -> Any:  # noqa: ANN401
         """What `module:function` says there. Raises LostChildError, TimeoutError, and what the function raises."""

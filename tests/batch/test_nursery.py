@@ -146,6 +146,7 @@ def test_a_server_that_is_killed_is_replaced_while_its_children_live(home):
     server = psutil.Process(one.ask("os:getpid")).parent()
     assert server is not None
     server.kill()
+    server.wait()
     other = Child(home)
     assert other.ask("operator:add", 1, 1) == 2
     assert one.ask("operator:add", 2, 1) == 3
