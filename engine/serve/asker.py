@@ -30,9 +30,12 @@ def own_job(job_id: str, desk: AtDesk, owner: Asker) -> Job:
 
 def shown_job(request: Request, job_id: str, desk: AtDesk, token: Annotated[str, Query(max_length=64)] = "") -> Job:
     """A job that the caller may look at: with its key, or with the token that is in its addresses."""
-    if token and not desk.is_token(job_id, token):
+    if desk.is_token(job_id, token):
+        return desk.job(job_id, None)
+    owner = owner_of(request)
+    if token:
         raise NotFound("0 jobs have this id and this token")
-    return desk.job(job_id, None if token else owner_of(request))
+    return desk.job(job_id, owner)
 
 
 OwnJob = Annotated[Job, Depends(own_job)]

@@ -38,6 +38,9 @@ class PatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self._lingering is not None and self.conn.their_state is not h11.SEND_BODY:
+            self._lingering.cancel()
+            self._lingering = None
         if self.conn.their_state is not h11.IDLE:
             self._stop_waiting()
         elif self._waiting is None:
