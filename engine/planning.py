@@ -20,7 +20,7 @@ from engine.residual import WORKING_SET_BYTES
 from engine.tiling.grid import SHARD_PX, Grid, ShardKey
 from engine.tiling.plan import MAX_SIDE_PX, Plan, canvas_bytes
 
-PIXEL_VERSION = 2
+PIXEL_VERSION = 3
 """Raised only when the same plan would give other pixels; guarded by golden hashes."""
 
 MAX_TILE_PX = 512

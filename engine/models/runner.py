@@ -43,11 +43,14 @@ def _return_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
+GLOBAL_THREADS = 2
+"""Of the global half, whatever the machine has: it cuts its sums by their number; the local half does not (tested)."""
+
+
 @contextmanager
-def _one_thread() -> Generator[None]:
-    """The global half cuts its sums by the number of threads; the local half does not (tested)."""
+def _global_threads() -> Generator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(GLOBAL_THREADS)
     try:
         yield
     finally:
@@ -92,7 +95,7 @@ class TorchRunner:
     @torch.inference_mode()
     def global_pass(self, known_mean: Floats, share: Floats, variance: Floats) -> tuple[Floats, Floats, AttentionRows]:
         """(h, w, 3), (h, w) and (h, w) at guide size → fill (h, w, 3), features (h, w, G), balanced rows."""
-        with _one_thread():
+        with _global_threads():
             found = self._network.guide(self._tensor(known_mean[None]), self._tensor(share[None]))
             rows = balanced(found.rows[0], self._tensor(variance[None]), self._tensor(share[None]), harmonic_fill)
         fill, features = (part[0].permute(1, 2, 0).float().cpu().numpy() for part in (found.fill, found.features))
