@@ -504,7 +504,7 @@ def stop_node(job: Job, there: Nodes, command: Command) -> tuple[int, list[psuti
     for server in servers:
         server.suspend()
     while True:
-        pid = stop_one(job, command)
+        pid = stop_one(job, command, what="shared")  # what has a picture for itself keeps it while it sleeps
         found = there.of(pid)
         if found is not None:
             break
@@ -520,9 +520,9 @@ def stop_node(job: Job, there: Nodes, command: Command) -> tuple[int, list[psuti
     return pid, others
 
 
-def stop_one(job: Job, command: Command) -> int:
+def stop_one(job: Job, command: Command, *, what: str = "") -> int:
     """Has the next process that has drawn a shard stop itself; which."""
-    (job.notes / "stop").touch()
+    (job.notes / "stop").write_text(what)
     while not (found := list(job.notes.glob("stopped-*"))):
         if not command.is_running:
             raise SystemExit(f"the job had ended before a process stopped: {command.wait().said[-2000:]}")

@@ -88,6 +88,10 @@ class Restorer:
             )
         return TorchRunner(self.checkpoint, precision=self._precision, threads=self._threads, device=self._device)
 
+    def ready(self) -> None:
+        """Loads the network. To be called in the thread that will draw: torch keeps the number of threads by thread."""
+        _ = self._runner
+
     def plan(self, job: Job, request: Request) -> tuple[Plan, Tiling, ImageInfo]:
         """What would be done, from headers and digests; nothing is decoded or written."""
         info = probe_in_child(job.image, max_pixels=job.max_pixels, page=request.page)

@@ -1,7 +1,8 @@
 """On PYTHONPATH, Python loads this in every process: each then notes the shards that it draws.
 
 `ENGINE_NOTES` is a folder. Its file `shards` gets a line per step, `begun` or `drawn`, with process, plan and shard. A
-process that finds the file `stop` there takes it away and stops itself when its shard is drawn and not yet stored.
+process that finds the file `stop` there takes it away and stops itself when its shard is drawn and not yet stored; where
+the file says `shared`, only one that has not the picture for itself.
 """
 
 import os
@@ -45,6 +46,7 @@ def watch(module: ModuleType) -> None:
             note(folder, f"begun {os.getpid()} {canvas.plan.plan_id} {key.name}\n")
             drawn = work(key)
             note(folder, f"drawn {os.getpid()} {canvas.plan.plan_id} {key.name}\n")
+            stop_where_asked(folder, is_shared=not canvas.is_owned)
             return drawn
 
         return run(canvas, keys, noting)
@@ -55,8 +57,11 @@ def watch(module: ModuleType) -> None:
 def note(folder: Path, line: str) -> None:
     with (folder / "shards").open("a") as file:  # one short write at the end: lines of many processes do not mix
         file.write(line)
-    if line.startswith("drawn"):
-        with suppress(FileNotFoundError):
+
+
+def stop_where_asked(folder: Path, *, is_shared: bool) -> None:
+    with suppress(FileNotFoundError):
+        if is_shared or (folder / "stop").read_text() != "shared":
             (folder / "stop").rename(folder / f"stopped-{os.getpid()}")
             os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import hashlib
+from contextlib import suppress
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from engine.errors import BadRequest, NotFound, StorageError
+from engine.errors import BadRequest, NotFound, NotReady, StorageError
 from engine.serve import iiif, problems, view
 from engine.serve.archive import Job
 from engine.serve.asker import desk_of, identified
@@ -67,10 +68,18 @@ async def image(
 ) -> Response:
     """A part of a picture. What is not restored yet is shown as far as it is known, and not to be kept."""
     job, (layer,) = identified(request, identifier, 1)
-    found = await _view(request, job, layer)
+    path = f"{region}/{size}/{rotation}/{quality_format}"
+    try:
+        found = await _view(request, job, layer)
+    except NotReady:  # not begun: what will be drawn first
+        if layer in (RESTORED, DIFFERENCE):
+            with suppress(iiif.BadRequestError, iiif.NotOfferedError):
+                whole = desk_of(request).archive.pictures[job.picture].output
+                desk_of(request).look(job, iiif.parse(path, whole).region, level=0)
+        raise
     full = found.level_sizes[0]
     try:
-        asked = iiif.parse(f"{region}/{size}/{rotation}/{quality_format}", full)
+        asked = iiif.parse(path, full)
     except iiif.BadRequestError as error:
         raise BadRequest(str(error)) from None
     except iiif.NotOfferedError as error:

@@ -73,10 +73,11 @@ class Site:
 
 
 class Studio:
-    """Begins, draws and finishes pictures in this process, one task after another."""
+    """Begins, draws and finishes pictures in this thread, one task after another."""
 
     def __init__(self, *, model: str | None = None, threads: int | None = None) -> None:
         self._restorer = Restorer(model=model, threads=threads)
+        self._restorer.ready()
         self._parts: OrderedDict[str, tuple[Part, Path]] = OrderedDict()
 
     def begin(self, site: Site) -> Began:
