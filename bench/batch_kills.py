@@ -522,7 +522,8 @@ def stop_node(job: Job, there: Nodes, command: Command) -> tuple[int, list[psuti
 
 def stop_one(job: Job, command: Command, *, what: str = "") -> int:
     """Has the next process that has drawn a shard stop itself; which."""
-    (job.notes / "stop").write_text(what)
+    (job.notes / "asked").write_text(what)
+    (job.notes / "asked").rename(job.notes / "stop")
     while not (found := list(job.notes.glob("stopped-*"))):
         if not command.is_running:
             raise SystemExit(f"the job had ended before a process stopped: {command.wait().said[-2000:]}")

@@ -1,8 +1,8 @@
 """On PYTHONPATH, Python loads this in every process: each then notes the shards that it draws.
 
 `ENGINE_NOTES` is a folder. Its file `shards` gets a line per step, `begun` or `drawn`, with process, plan and shard. A
-process that finds the file `stop` there takes it away and stops itself when its shard is drawn and not yet stored; where
-the file says `shared`, only one that has not the picture for itself.
+process that finds the file `stop` there takes it away and stops itself when its shard is drawn and not yet stored;
+where the file says `shared`, only one that has not the picture for itself.
 """
 
 import os
