@@ -634,7 +634,7 @@ def test_a_receipt_that_is_none_stops_one_picture_only(model, tmp_path):
     (tmp_path / "out" / "a.json").write_text("[1]")
     code, lines = restored(*images, "--out", tmp_path / "out", "--model", model, "--format", "png")
     assert [line["status"] for line in lines] == ["refused", "done"]
-    assert code == 4
+    assert code == 3
 
 
 def test_no_picture_is_dropped_when_a_name_meets_a_kept_suffix(model, tmp_path):
