@@ -261,6 +261,8 @@ class Canvas(AnyCanvas):
         if self._joined:
             if self.is_done(key):  # another process was faster
                 return
+            if not (self.root / PLAN_KEY).exists():  # published while it slept: nothing is left
+                raise StorageError(f"{self.root}: is not in progress any more; run the same command again")
         else:
             self._check_owned()
         self._check_shard(key, pixels)

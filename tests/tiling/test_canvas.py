@@ -517,3 +517,18 @@ def test_the_same_plan_gives_the_same_objects(tmp_path, rng):
     assert objects[0] == objects[1]
     assert os.sep + "c" + os.sep in "".join(objects[0])
     assert store.remove_partials(tmp_path) == 0
+
+
+def test_one_that_wakes_after_the_publication_leaves_nothing(tmp_path, rng):
+    """It has drawn a shard, slept while another drew it and the output was published, and would store its own."""
+    plan = make_plan()
+    picture = make_picture(plan, rng)
+    with Canvas.open(plan, tmp_path) as canvas:
+        late = Canvas.join(plan, tmp_path)
+        fill(canvas, picture)
+        final = tmp_path / "scan.zarr"
+        canvas.publish(final, replace=False)
+    key = next(plan.grid.keys(0))
+    with pytest.raises(StorageError, match="is not in progress any more"):
+        late.write(key, picture[plan.grid.box(key).slices])
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.zarr"]
