@@ -26,6 +26,7 @@ from _batch_setup import record
 from _serve_setup import SCALE, SIDE_PX, Endpoint, body, capacity, endpoint, form
 
 from engine.serve.keys import add_key
+from engine.serve.queue import LEAST_MEGAPIXELS
 
 QUEUE_S = 8.0
 """So long the queue is, at capacity."""
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def queue_megapixels(most: float) -> float:
-    return max(1.0, QUEUE_S * most * (SIDE_PX * SCALE) ** 2 / 1e6)
+    return QUEUE_S * most * max(LEAST_MEGAPIXELS, (SIDE_PX * SCALE) ** 2 / 1e6)
 
 
 def bodies(count: int, *, first: int) -> list[Body]:

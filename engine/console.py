@@ -25,11 +25,12 @@ PLAIN_LINE_EVERY_S = 5.0
 
 def exit_code(ends: Iterable[tuple[str, str | None]]) -> int:
     """From status and reason of all pictures: 0 all done, 3 some are not, 4 no plan was carried out."""
-    told = {(status == DONE, reason) for status, reason in ends}
-    reasons = {reason for is_done, reason in told if not is_done}
+    told = list(ends)
+    reasons = {reason for status, reason in told if status != DONE}
     if not reasons:
         return 0
-    return EXIT_REFUSED if len(reasons) == len(told) and reasons <= codes(PlanError) else EXIT_FAILED
+    is_any_done = any(status == DONE for status, _ in told)
+    return EXIT_REFUSED if not is_any_done and reasons <= codes(PlanError) else EXIT_FAILED
 
 
 class Console:

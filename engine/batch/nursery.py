@@ -70,12 +70,11 @@ class Child:
         Raises StorageError, LostChildError.
         """
         own = {variable: os.environ[variable] for variable in _OWN if variable in os.environ}
+        told = pickle.dumps((name, sorted(own.items())) if name else None)  # one keeps its GPU
         self._connection = _connected(folder)
         try:
             with _or_lost():
-                _send(
-                    self._connection, pickle.dumps((name, sorted(own.items())) if name else None)
-                )  # one keeps its GPU
+                _send(self._connection, told)
             self.ask("os:environ.update", own)
         except BaseException:
             self.close()

@@ -240,7 +240,7 @@ class Pipeline:
     def _sort(self, looked_at: list[Prepared]) -> None:
         for found in looked_at:
             if found.num_shards == 0:
-                self._submit(_Large(found.item, 0))
+                self._submit(found.item)
             elif found.num_shards > 1:
                 self._open.append(_Large(found.item, found.num_shards))
             else:
@@ -260,11 +260,10 @@ class Pipeline:
             if picture.failure is not None and picture.failure.reason == ProcessDied.code:
                 yield picture.failure
             else:  # after another failure, too: finishing fails in the same way, says so and tidies up
-                self._submit(picture)
+                self._submit(picture.item, picture.attempts)
 
-    def _submit(self, picture: _Large) -> None:
-        item = picture.item
-        self._finishing[item.name] = picture.attempts
+    def _submit(self, item: Item, attempts: int = 1) -> None:
+        self._finishing[item.name] = attempts
         body = pickle.dumps((self._order, item))
         task = _finish.options(memory=WORKER_BYTES, num_gpus=self._workers.gpu_share).remote(body)
 

@@ -159,15 +159,18 @@ class Restoring:
         """One more try; the third, after two deaths, in a process that nothing else shares."""
         name = item.name if run is None else f"{item.name}\0{run.first}"  # runs of a picture are tried side by side
         deaths = self._attempts.deaths(name, node=self._here.node, living=living)
-        outcome = guarded(item, lambda: (self._alone if deaths >= MAX_SHARED else self._shared)(item, run, name))
+
+        def attempt() -> Outcome:
+            if deaths >= MAX_SHARED:
+                return self._alone(item, run)
+            self._attempts.begin(name, node=self._here.node)
+            with _Alarm(self._workers.stall_s):
+                return self.once(item, run)
+
+        outcome = guarded(item, attempt)
         if outcome.reason != ProcessDied.code:  # or it kills two more where its bundle is given out again
             self._attempts.end(name)
         return replace(outcome, attempts=deaths + 1)
-
-    def _shared(self, item: Item, run: Run | None, name: str) -> Outcome:
-        self._attempts.begin(name, node=self._here.node)
-        with _Alarm(self._workers.stall_s):
-            return self.once(item, run)
 
     def once(self, item: Item, run: Run | None) -> Outcome:
         """Restores a picture, or draws a run of one; no error but those of this program comes out."""
@@ -193,7 +196,7 @@ class Restoring:
             self._part = (item.name, Part(self._restorer, job, self._order.request, self._scratch.path))
         return self._part[1]
 
-    def _alone(self, item: Item, run: Run | None, _: str) -> Outcome:
+    def _alone(self, item: Item, run: Run | None) -> Outcome:
         child = Child(self._here.nursery)
         try:
             return child.ask(

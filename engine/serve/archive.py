@@ -22,16 +22,14 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Self
 
-from engine.errors import InputError, ModelError, NotEnoughDisk, OutputBusy, PlanError, StorageError, codes
+from engine.errors import OutputBusy, StorageError
 from engine.geometry import Size
-from engine.serve.queue import LEAST_MEGAPIXELS, Failure
+from engine.serve.queue import LEAST_MEGAPIXELS, Failure, Whose
 from engine.store import FileLock, fsync_folder, make_folders, storage_errors, write_atomic
 from engine.tiling.seal import seal, unseal
 
 ID_BYTES = 16
 _END, _PICTURE = "end.json", "picture.json"
-OF_THE_PICTURE = codes(InputError, PlanError, ModelError) - codes(OutputBusy, NotEnoughDisk)
-"""Failures that stay while the picture does; all others lay around it then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ class Picture:
 
     @property
     def megapixels(self) -> float:
-        """Of the output, and half a one at least: beginning and finishing take as long as that."""
+        """Of the output, and half a one at least, as the queue counts: beginning and finishing take as long as that."""
         return max(LEAST_MEGAPIXELS, self.output.num_pixels / 1e6)
 
 
@@ -170,7 +168,7 @@ class Archive:
                 raise
             self.jobs[job.id] = job
             end = self.ends.get(picture.id)
-            if end is not None and end.failure is not None and end.failure.code not in OF_THE_PICTURE:
+            if end is not None and end.failure is not None and end.failure.whose is not Whose.PICTURE:
                 (folder / _END).unlink(missing_ok=True)
                 del self.ends[picture.id]
 

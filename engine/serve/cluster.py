@@ -23,9 +23,9 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
-from engine.errors import DecoderUnavailable, EngineError, NotEnoughDisk, OutputBusy, StorageFull, StorageReadOnly
+from engine.errors import EngineError
 from engine.geometry import Box
-from engine.serve.archive import OF_THE_PICTURE, read_picture
+from engine.serve.archive import read_picture
 from engine.serve.queue import Began, Failure, Kind, Progress, Queue, Task, Whose
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,6 @@ class Report:
     began: Began | None = None
     task: Task | None = None
     failure: Failure | None = None
-    whose: Whose = Whose.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +150,7 @@ class Scheduler:
     def _tell(self, worker: str, report: Report, task: Task, now: float) -> None:
         if report.failure is not None:
             self._failed += 1
-            self._end(self._queue.fail(worker, report.failure, whose=report.whose))
+            self._end(self._queue.fail(worker, report.failure))
         else:
             self._done += 1
             if report.began is not None:
@@ -238,18 +237,18 @@ class Replica:
         except EngineError as error:
             studio.forget(task.picture)
             detail = str(error).replace(f"{folder}/", "")
-            return self._failed(task, Failure(error.code, detail), _whose(error))
+            return self._failed(task, Failure(error.code, detail))
         except Exception:
             studio.forget(task.picture)
             log.exception("%s of %s", task.kind, task.picture)
-            return self._failed(task, Failure("internal", "an error of this program; report it"), Whose.UNKNOWN)
+            return self._failed(task, Failure("internal", "an error of this program; report it"))
         finally:
             self._since = None
 
-    def _failed(self, task: Task, failure: Failure, whose: Whose) -> Report:
-        if whose is not Whose.PICTURE:
+    def _failed(self, task: Task, failure: Failure) -> Report:
+        if failure.whose is not Whose.PICTURE:
             time.sleep(RETRY_S)
-        return Report(task=task, failure=failure, whose=whose)
+        return Report(task=task, failure=failure)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
@@ -257,13 +256,6 @@ class Replica:
                 self._scheduler.hear.remote(self._name).result(timeout_s=10)
             except Exception:
                 log.debug("the scheduler does not hear", exc_info=True)
-
-
-def _whose(error: EngineError) -> Whose:
-    if error.code in OF_THE_PICTURE:
-        return Whose.PICTURE
-    around = (OutputBusy, NotEnoughDisk, StorageFull, StorageReadOnly, DecoderUnavailable)
-    return Whose.SURROUNDINGS if isinstance(error, around) else Whose.UNKNOWN
 
 
 class Pending:

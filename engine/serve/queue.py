@@ -11,6 +11,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from engine.errors import (
+    DecoderUnavailable,
+    InputError,
+    ModelError,
+    NotEnoughDisk,
+    OutputBusy,
+    PlanError,
+    StorageFull,
+    StorageReadOnly,
+    codes,
+)
 from engine.geometry import Box
 from engine.tiling.grid import Grid, ShardKey
 
@@ -26,6 +37,8 @@ MOST_LOSSES = 3
 SILENT_S = 6.0
 """A worker that has not been heard of for so long is lost."""
 _SMOOTHING = 0.2
+_OF_SURROUNDINGS = codes(OutputBusy, NotEnoughDisk, StorageFull, StorageReadOnly, DecoderUnavailable)
+_OF_PICTURES = codes(InputError, PlanError, ModelError)
 
 
 class State(StrEnum):
@@ -77,6 +90,12 @@ class Failure:
 
     code: str
     detail: str
+
+    @property
+    def whose(self) -> Whose:
+        if self.code in _OF_SURROUNDINGS:
+            return Whose.SURROUNDINGS
+        return Whose.PICTURE if self.code in _OF_PICTURES else Whose.UNKNOWN
 
 
 _DIED = Failure(
@@ -264,15 +283,15 @@ class Queue:
             return None
         return self._give_back(found.task, _DIED)
 
-    def fail(self, worker: str, failure: Failure, *, whose: Whose) -> tuple[str, Failure] | None:
+    def fail(self, worker: str, failure: Failure) -> tuple[str, Failure] | None:
         """A task has failed: the picture that has ended with it."""
         at = self._workers.get(worker)
         if at is None or at.task is None:
             return None
         task, at.task = at.task, None
-        if whose is not Whose.PICTURE:
+        if failure.whose is not Whose.PICTURE:
             found = self._pictures.get(task.picture)
-            if found is not None and whose is Whose.SURROUNDINGS:
+            if found is not None and failure.whose is Whose.SURROUNDINGS:
                 self._orders += 1
                 found.order, found.losses = self._orders, found.losses - 1  # the others first, and no loss
             return self._give_back(task, failure)

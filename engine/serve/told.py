@@ -40,7 +40,7 @@ def described(desk: Desk, job: Job) -> Restoration:
             "name": job.name,
             "state": found.state.value,
             "progress": round(found.share, 4),
-            "megapixels": round(picture.megapixels, 3),
+            "megapixels": round(picture.output.num_pixels / 1e6, 3),
             "queue_position": found.position,
             "seconds_left": None if found.seconds_left is None else round(found.seconds_left, 1),
             "width": picture.output.w,

@@ -14,6 +14,7 @@ from engine.serve.cluster import Report, Scheduler
 from engine.serve.desk import Desk, Limits
 from engine.serve.keys import Owner
 from engine.serve.queue import Began, Kind, Task
+from engine.serve.told import described
 from engine.tiling.grid import Grid
 from tests.serve.test_archive import job, picture, upload
 
@@ -161,6 +162,12 @@ def test_a_report_counts_for_its_own_task_alone():
         assert scheduler._queue.num_workers == 0
 
     asyncio.run(run())
+
+
+def test_clients_are_told_of_the_output_and_not_of_what_it_counts(desk):
+    accept(desk, "p")
+    assert picture("p").megapixels == 0.5
+    assert described(desk, desk.job("job of p", None)).megapixels == 0.003  # 40 x 80 px
 
 
 def test_one_request_sent_twice_at_once_is_one_job(desk, monkeypatch):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.geometry import Box, Size
-from engine.serve.queue import MOST_LOSSES, MOST_SHARDS, Began, Failure, Kind, Queue, State, Task, Whose
+from engine.serve.queue import MOST_LOSSES, MOST_SHARDS, Began, Failure, Kind, Queue, State, Task
 from engine.tiling.grid import Grid, ShardKey
 
 GRID = Grid(Size(4000, 3000), shard_px=1024)
@@ -212,10 +212,10 @@ def test_a_full_disk_costs_a_picture_nothing_but_its_turn():
     queue.add("two", owner="a", megapixels=12)
     for _ in range(5 * MOST_LOSSES):
         task = queue.take("w", now=0)
-        assert queue.fail("w", Failure("storage-full", "0 bytes"), whose=Whose.SURROUNDINGS) is None
+        assert queue.fail("w", Failure("storage-full", "0 bytes")) is None
         other = queue.take("w", now=0)
         assert {task.picture, other.picture} == {"one", "two"}
-        assert queue.fail("w", Failure("storage-full", "0 bytes"), whose=Whose.SURROUNDINGS) is None
+        assert queue.fail("w", Failure("storage-full", "0 bytes")) is None
     assert len([task for task in work_off(queue, ["w"]) if task.kind is Kind.FINISH]) == 2
 
 
