@@ -28,6 +28,8 @@ from _serve_setup import SCALE, SIDE_PX, Endpoint, body, capacity, endpoint, for
 from engine.serve.keys import add_key
 from engine.serve.queue import LEAST_MEGAPIXELS
 
+REPLICAS = ("--replicas", "2:2")
+"""As many under load as when the capacity was measured."""
 QUEUE_S = 8.0
 """So long the queue is, at capacity."""
 SHED_P99_S = {2: 0.05, 5: 0.1, 10: 0.1}
@@ -55,13 +57,13 @@ def main() -> None:
     wrong = set(options.what) - set(MEASURED)
     if wrong:
         parser.error(f"{', '.join(wrong)}: not one of {', '.join(MEASURED)}")
-    with endpoint() as service:
+    with endpoint(*REPLICAS) as service:
         most = capacity(service)
     print(f"capacity: {most:.2f} pictures a second", flush=True)
     good = True
     if "overload" in (options.what or MEASURED):
         for factor in map(int, options.factors.split(",")):
-            with endpoint("--max-queue", f"{queue_megapixels(most):.3f}") as service:
+            with endpoint(*REPLICAS, "--max-queue", f"{queue_megapixels(most):.3f}") as service:
                 found = asyncio.run(overload(service, most, factor, options.seconds))
             print(f"{factor}x: {found}", flush=True)
             record(f"overload {factor}x", found, into="serve")
@@ -163,7 +165,7 @@ def fairness(most: float, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         keys = Path(name, "keys")
         abuser, normal = (f"Bearer {add_key(keys, owner)}" for owner in ("abuser", "normal"))
-        with endpoint("--keys", str(keys), "--max-queue", f"{queue_megapixels(most):.3f}") as service:
+        with endpoint(*REPLICAS, "--keys", str(keys), "--max-queue", f"{queue_megapixels(most):.3f}") as service:
             return asyncio.run(beside(service, most, seconds, abuser, normal))
 
 

@@ -9,7 +9,6 @@ import logging
 import secrets
 import shutil
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -35,7 +34,7 @@ from engine.request import Request, output_size, render_scale
 from engine.serve.archive import Archive, End, Job, Options, Picture, picture_id, stored_bytes
 from engine.serve.gallery import Gallery
 from engine.serve.keys import ANYBODY, Owner
-from engine.serve.queue import Failure, Progress, State
+from engine.serve.queue import LEAST_MEGAPIXELS, Failure, Progress, State
 from engine.serve.upload import File, Form, receive
 from engine.store import free_bytes, write_atomic
 from engine.tiling.grid import Grid
@@ -76,6 +75,15 @@ class Limits:
     """Of the disk."""
 
 
+@dataclass(slots=True, eq=False)
+class _Upload:
+    """On its way, or about to be accepted."""
+
+    owner: str
+    megapixels: float
+    """That are kept for it: as many as the owner's last picture has, until more is known."""
+
+
 @dataclass(slots=True)
 class Desk:
     """See the module. `scheduler` is a handle of `engine.serve.cluster.Scheduler`."""
@@ -90,10 +98,9 @@ class Desk:
     _looks: dict[tuple[str, Box, int], None] = field(default_factory=dict[tuple[str, Box, int], None])
     _fresh: dict[str, tuple[str, float]] = field(default_factory=dict[str, tuple[str, float]])
     """Accepted and not in a snapshot yet: owners and megapixels."""
-    _shed: dict[str, float] = field(default_factory=dict[str, float])
-    """Megapixels of the smallest picture of an owner that found no room: until there is, no body is read."""
-    _uploads: Counter[str] = field(default_factory=Counter[str])
-    """On their way, by owner."""
+    _last: dict[str, float] = field(default_factory=dict[str, float])
+    """Megapixels of an owner's last picture: no body is read where one more like it would find no room."""
+    _uploads: set[_Upload] = field(default_factory=set[_Upload])
     _known: tuple[str, int] = "", 0
     """A generation of the scheduler, and how many of its ends are stored."""
     _accepting: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -150,8 +157,9 @@ class Desk:
 
     def check_room(self, owner: Owner, *, num_bytes: int, megapixels: float = 0.0) -> None:
         """Raises TooManyRequests, QueueFull or StoreFull where there is no room for more work."""
-        left = sum(mp for _, mp in self._fresh.values())
-        of_owner = sum(mp for name, mp in self._fresh.values() if name == owner.name)
+        to_come = [*self._fresh.values(), *((upload.owner, upload.megapixels) for upload in self._uploads)]
+        left = sum(mp for _, mp in to_come)
+        of_owner = sum(mp for name, mp in to_come if name == owner.name)
         rate = None
         if self.told is not None:
             left += self.told.megapixels_left
@@ -166,13 +174,6 @@ class Desk:
             )
         if left and left + megapixels > most:
             raise QueueFull(f"{left:.0f} megapixels wait, {most:.0f} are the most; wait", retry_after_s=retry_s)
-        uploads = self._uploads.total()
-        if owner != ANYBODY and self._uploads[owner.name] >= self.limits.max_waiting_uploads / 2:
-            raise TooManyRequests(
-                f"{self._uploads[owner.name]} uploads of this key are on their way, its share; wait", retry_after_s=1.0
-            )
-        if uploads >= self.limits.max_waiting_uploads:
-            raise QueueFull(f"{uploads} uploads are on their way, the most at once; wait", retry_after_s=1.0)
         used = self.archive.bytes_of(owner.name)
         if used + num_bytes > owner.max_bytes:
             raise StoreFull(
@@ -182,6 +183,13 @@ class Desk:
         free = free_bytes(self.archive.root) - self.limits.keep_free_bytes - self.archive.promised_bytes
         if num_bytes > free:
             raise StoreFull(f"{num_bytes:,} bytes are needed, {max(0, free):,} are free; come back later")
+
+    def _check_uploads(self, owner: Owner) -> None:
+        uploads = sum(upload.owner == owner.name for upload in self._uploads)
+        if owner != ANYBODY and uploads >= self.limits.max_waiting_uploads / 2:
+            raise TooManyRequests(f"{uploads} uploads of this key are on their way, its share; wait", retry_after_s=1.0)
+        if len(self._uploads) >= self.limits.max_waiting_uploads:
+            raise QueueFull(f"{len(self._uploads)} uploads are on their way, the most at once; wait", retry_after_s=1.0)
 
     async def submit(
         self,
@@ -198,38 +206,48 @@ class Desk:
             raise BodyTooLarge(
                 f"{content_length:,} bytes are to come, {self.limits.max_bytes:,} are the most; send less"
             )
+        self._check_uploads(owner)
         is_known = idempotency_key is not None and self.archive.find_job(owner.name, idempotency_key) is not None
+        most = self.limits.max_queue_megapixels / 10  # one that is large does not keep all others out
+        expected = max(LEAST_MEGAPIXELS, min(most, self._last.get(owner.name, 0.0)))
         if not is_known:
-            self.check_room(owner, num_bytes=content_length or 0, megapixels=self._shed.get(owner.name, 0.0))
-            self._shed.pop(owner.name, None)
-        folder = await asyncio.to_thread(self.archive.incoming)
-        self._uploads[owner.name] += 1
+            self.check_room(owner, num_bytes=content_length or 0, megapixels=expected)
+        upload = _Upload(owner.name, 0.0 if is_known else expected)
+        self._uploads.add(upload)
         try:
-            form = await receive(
-                body, content_type, folder, max_bytes=self.limits.max_bytes, early=self._check_beginning
-            )
-            options = parse_options(form.texts.get("options", b"{}"))
-            picture = await asyncio.to_thread(self._probed, owner, form, options, folder)
-            async with self._accepting:  # or the same request, sent twice at once, were two jobs
-                if idempotency_key is not None and (known := self.archive.find_job(owner.name, idempotency_key)):
-                    if known.picture != picture.id:
-                        raise Conflict("the idempotency key was used for 1 other picture; choose a new one for this")
-                    return known, False
-                try:
-                    self.check_room(owner, num_bytes=picture.projected_bytes, megapixels=picture.megapixels)
-                except (QueueFull, TooManyRequests):
-                    self._shed[owner.name] = min(picture.megapixels, self._shed.get(owner.name, picture.megapixels))
-                    raise
+            folder = await asyncio.to_thread(self.archive.incoming)
+            try:
+                form = await receive(
+                    body, content_type, folder, max_bytes=self.limits.max_bytes, early=self._check_beginning
+                )
+                options = parse_options(form.texts.get("options", b"{}"))
+                picture = await asyncio.to_thread(self._probed, owner, form, options, folder)
                 name = form.files["image"].name
                 job = Job(secrets.token_hex(16), owner.name, picture.id, name, time.time(), idempotency_key)
-                await asyncio.to_thread(self.archive.accept, folder, picture, job)
-            if picture.id not in self.archive.ends:
-                self._fresh[picture.id] = owner.name, picture.megapixels
-                await self._add([picture])
-            return job, True
+                return await self._accept(owner, upload, folder, picture, job)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         finally:
-            self._uploads[owner.name] -= 1
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            self._uploads.remove(upload)
+
+    async def _accept(
+        self, owner: Owner, upload: _Upload, folder: Path, picture: Picture, job: Job
+    ) -> tuple[Job, bool]:
+        async with self._accepting:  # or the same request, sent twice at once, were two jobs
+            key = job.idempotency_key
+            if key is not None and (known := self.archive.find_job(owner.name, key)):
+                if known.picture != picture.id:
+                    raise Conflict("the idempotency key was used for 1 other picture; choose a new one for this")
+                return known, False
+            self._last[owner.name], upload.megapixels = picture.megapixels, 0.0
+            self.check_room(owner, num_bytes=picture.projected_bytes, megapixels=picture.megapixels)
+            upload.megapixels = picture.megapixels
+            await asyncio.to_thread(self.archive.accept, folder, picture, job)
+        if picture.id not in self.archive.ends:
+            self._fresh[picture.id] = owner.name, picture.megapixels
+            upload.megapixels = 0.0
+            await self._add([picture])
+        return job, True
 
     def drop(self, job: Job) -> str | None:
         """Forgets a job: the picture to be dropped with it."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -88,7 +89,18 @@ def test_tokens_open_one_job(desk):
     assert desk.token("a") == Desk(desk.archive, None, desk.limits).token("a")  # after the next start, too
 
 
-def test_after_one_found_no_room_others_are_refused_before_their_bodies(desk):
+def sent(desk: Desk, owner: Owner, body: AsyncIterator[bytes]):
+    return desk.submit(
+        owner,
+        body,
+        content_type="multipart/form-data; boundary=b",
+        content_length=7,
+        idempotency_key=None,
+        parse_options=lambda _: Options(),
+    )
+
+
+def test_where_one_like_the_last_finds_no_room_no_body_is_read(desk):
     read: list[bytes] = []
 
     async def body():
@@ -96,27 +108,78 @@ def test_after_one_found_no_room_others_are_refused_before_their_bodies(desk):
         yield b"--b--\r\n"
 
     def submit(owner: Owner) -> None:
-        asyncio.run(
-            desk.submit(
-                owner,
-                body(),
-                content_type="multipart/form-data; boundary=b",
-                content_length=7,
-                idempotency_key=None,
-                parse_options=lambda _: Options(),
-            )
-        )
+        asyncio.run(sent(desk, owner, body()))
 
     desk.told = told({"one": 45.0})
-    desk._shed["one"] = 8.0  # the smallest that was refused after its body was read
+    desk._last["one"] = 8.0
     with pytest.raises(TooManyRequests):
         submit(ONE)
     assert not read
     with pytest.raises(BadRequest):  # another key's body is read
         submit(TWO)
     assert len(read) == 1
-    desk.told = told({"one": 41.0})  # room for one as small
+    desk.told = told({"one": 41.0})
     with pytest.raises(BadRequest):
         submit(ONE)
     assert len(read) == 2
-    assert "one" not in desk._shed
+    desk.told, desk._last["one"] = told({"one": 40.0}), 99.0  # one that is large does not keep all others out
+    with pytest.raises(BadRequest):
+        submit(ONE)
+    assert len(read) == 3
+    desk.told, desk._last = told({"one": 49.8}), {}  # nothing is smaller than what all are counted as
+    with pytest.raises(TooManyRequests):
+        submit(ONE)
+    assert len(read) == 3
+
+
+def test_room_is_kept_for_uploads_on_their_way(desk):
+    async def run() -> None:
+        read, more = asyncio.Event(), asyncio.Event()
+
+        async def body():
+            read.set()
+            await more.wait()
+            yield b"--b--\r\n"
+
+        desk.told, desk._last = told({"one": 30.0}), {"one": 8.0}
+        uploads = []
+        for _ in range(2):
+            uploads.append(asyncio.create_task(sent(desk, ONE, body())))
+            await read.wait()
+            read.clear()
+        with pytest.raises(TooManyRequests):  # 30 wait, 16 come
+            await sent(desk, ONE, body())
+        desk.check_room(TWO, num_bytes=1, megapixels=50)
+        more.set()
+        for upload in uploads:
+            with pytest.raises(BadRequest):
+                await upload
+        with pytest.raises(BadRequest):
+            await sent(desk, ONE, body())
+
+    asyncio.run(run())
+
+
+def test_a_key_may_hold_half_of_the_uploads(desk):
+    async def run() -> None:
+        more = asyncio.Event()
+
+        async def body():
+            await more.wait()
+            yield b"--b--\r\n"
+
+        desk.told = told({})
+        uploads = [asyncio.create_task(sent(desk, ONE, body())) for _ in range(desk.limits.max_waiting_uploads // 2)]
+        await asyncio.sleep(0)
+        with pytest.raises(TooManyRequests):
+            await sent(desk, ONE, body())
+        others = [asyncio.create_task(sent(desk, TWO, body())) for _ in uploads]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull):
+            await sent(desk, Owner("three", 10_000), body())
+        more.set()
+        for upload in (*uploads, *others):
+            with pytest.raises(BadRequest):
+                await upload
+
+    asyncio.run(run())
