@@ -81,9 +81,9 @@ def make_app(desk: Desk, keys: Keys, export: Export, *, hosts: tuple[str, ...] =
     app.add_middleware(Envelope, metrics=metrics, hosts=hosts)
     app.state.desk, app.state.keys, app.state.export, app.state.metrics = desk, keys, export, metrics
     app.state.drawing, app.state.exporting = asyncio.Semaphore(DRAWN_AT_ONCE), asyncio.Lock()
+    app.include_router(pictures)  # first: of the most requests
     app.include_router(public)
     app.include_router(restorations)
-    app.include_router(pictures)
     folder = Path(str(files("engine.serve"))) / "viewer"
     app.mount("/viewer", StaticFiles(directory=folder), name="viewer")
     return app

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from engine.errors import StorageError
 from engine.geometry import Box, Size
 from engine.serve.iiif import parse
 from engine.serve.view import Difference, Growing, Stored, encode, level_for, resized, shown
@@ -70,6 +71,24 @@ def test_a_tile_is_the_slice_of_the_pyramid(canvas):
                 at = box.scaled(factor).intersection(Box.of(SIZE))
                 path = f"{at.x0},{at.y0},{at.size.w},{at.size.h}/{box.size.w},{box.size.h}/0/default.png"
                 assert np.array_equal(png(view, path), whole[box.slices])
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut short", "a bit flipped"])
+def test_a_damaged_shard_is_no_answer(canvas, harm):
+    draw(canvas, picture())
+    view = Stored(canvas)
+    key = next(iter(canvas.grid.all_keys()))
+    path = canvas.object_path(key)
+    stored = bytearray(path.read_bytes())
+    if harm == "gone":
+        path.unlink()
+    elif harm == "cut short":
+        path.write_bytes(stored[: len(stored) // 2])
+    else:
+        stored[len(stored) // 3] ^= 1
+        path.write_bytes(stored)
+    with pytest.raises(StorageError, match=key.name):
+        view.read(canvas.grid.box(key), level=key.level)
 
 
 @pytest.mark.parametrize(
