@@ -4,7 +4,7 @@
 
 bodies        One byte more than the cap, chunks without an end, 10,000 parts, a header of 1 MB, 200 connections that
               send a byte now and then; beside them a client that asks for tiles of a finished picture.
-schemathesis  N requests made from the endpoint's own description: no answer may be 5xx.
+schemathesis  N requests made from the endpoint's own description (`pipx install schemathesis`): no answer may be 5xx.
 multipart     N bodies that are nearly forms: cut, repeated, misnamed, with broken pictures. No answer may be 5xx, none
               may name a path or a version.
 """
@@ -12,9 +12,9 @@ multipart     N bodies that are nearly forms: cut, repeated, misnamed, with brok
 import argparse
 import random
 import re
+import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--bodies", type=int, default=2000)
     options = parser.parse_args()
+    if shutil.which("schemathesis") is None:
+        parser.error("schemathesis: 0 commands of this name; install it (pipx install schemathesis)")
     with endpoint() as service:
         found = {
             "bodies": hostile_bodies(service),
@@ -233,7 +235,7 @@ def nonsense(chance: random.Random) -> bytes:
 def described(service: Endpoint, count: int) -> dict[str, Any]:
     """What schemathesis finds with so many requests at most."""
     per_operation = max(1, count // 12)
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json"]
+    command = ["schemathesis", "run", f"{service.url}/openapi.json"]
     command += ["--max-examples", str(per_operation), "--checks", "not_a_server_error", "--phases", "examples,fuzzing"]
     command += ["--request-timeout", "20", "--suppress-health-check", "all"]
     ended = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True, check=False)
