@@ -21,6 +21,8 @@ HEADERS_S = 10.0
 MOST_HEADER_BYTES = 32 << 10
 LINGERING_S = 10.0
 """So long a refused client may go on to send what it is at; then it has read the answer."""
+PAUSE_S = 0.01
+"""Between the pieces of what it sends."""
 MOST_CONNECTIONS = 800
 DRAINING_S = 20
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -38,9 +40,13 @@ class PatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._lingering is not None and self.conn.their_state is not h11.SEND_BODY:
-            self._lingering.cancel()
-            self._lingering = None
+        if self._lingering is not None:
+            if self.conn.their_state is h11.SEND_BODY:  # thrown away, and no faster than others can be answered
+                self.flow.pause_reading()
+                self.loop.call_later(PAUSE_S, self.flow.resume_reading)
+            else:
+                self._lingering.cancel()
+                self._lingering = None
         if self.conn.their_state is not h11.IDLE:
             self._stop_waiting()
         elif self._waiting is None:
