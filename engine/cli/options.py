@@ -28,6 +28,14 @@ class Format(StrEnum):
     IIIF = "iiif"
 
 
+class Graph(StrEnum):
+    """Of a network, for other programs."""
+
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+    TORCHSCRIPT = "torchscript"
+
+
 class Compression(StrEnum):
     """Of TIFF; all lossless."""
 

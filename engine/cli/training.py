@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from engine.cli.app import app, model_app, say, typed_errors
-from engine.cli.options import Device, parse_span
+from engine.cli.options import Device, Graph, parse_span
 
 
 @app.command()
@@ -75,3 +75,20 @@ def model_list() -> None:
                 f"{name}: {card.task}, {card.degradation}, {scales}, {card.parameters:,} parameters, "
                 f"{path.stat().st_size:,} bytes, {card.licence}"
             )
+
+
+@model_app.command("export")
+def model_export(
+    to: Annotated[Graph, typer.Option("--to", help="Format.")],
+    model: Annotated[str, typer.Option("--model", help="Embedded name or .safetensors file.")] = "lite",
+    scale: Annotated[int, typer.Option("--scale", help="Of the enlargement.")] = 4,
+    out: Annotated[Path, typer.Option("--out", help="Folder.")] = Path(),
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite what exists.")] = False,
+) -> None:
+    """Write the enlargement as one graph for other programs; it is run there once and compared."""
+    from engine.models.checkpoint import load
+    from engine.models.export import export
+
+    with typed_errors():
+        path, difference = export(load(model), out, to=to.value, scale=scale, replace=replace)
+    say(f"{path}: {path.stat().st_size:,} bytes, differs from torch by {difference:.1e} at most")
