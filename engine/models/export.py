@@ -76,7 +76,7 @@ def export(checkpoint: Checkpoint, folder: Path, *, to: str, scale: int, replace
         "align_px": str(card.align_px),
         "context_px": str(card.context_px[str(scale)]),
     }
-    with tempfile.TemporaryDirectory(prefix="engine-export-") as name, _quietly(), torch.inference_mode():
+    with tempfile.TemporaryDirectory(prefix="engine-export-") as name, exporting_quietly(), torch.inference_mode():
         made = Path(name) / path.name
         try:
             run = write(module, made, about)
@@ -150,7 +150,7 @@ _WRITERS: dict[str, tuple[str, Callable[[Enlargement, Path, dict[str, str]], Run
 
 
 @contextmanager
-def _quietly() -> Generator[None]:
+def exporting_quietly() -> Generator[None]:
     """Without what exporters tell their own developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
