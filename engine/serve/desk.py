@@ -82,8 +82,6 @@ class _Upload:
     owner: str
     megapixels: float
     """That are kept for it: as many as the owner's last picture has, until more is known."""
-    num_bytes: int
-    """As well: of the store, until they are counted there."""
 
 
 @dataclass(slots=True)
@@ -176,16 +174,13 @@ class Desk:
             )
         if left and left + megapixels > most:
             raise QueueFull(f"{left:.0f} megapixels wait, {most:.0f} are the most; wait", retry_after_s=retry_s)
-        used = self.archive.bytes_of(owner.name) + sum(
-            upload.num_bytes for upload in self._uploads if upload.owner == owner.name
-        )
+        used = self.archive.bytes_of(owner.name)
         if used + num_bytes > owner.max_bytes:
             raise StoreFull(
                 f"{used + num_bytes:,} bytes are needed for this key's pictures, it may have {owner.max_bytes:,}; "
                 "delete some"
             )
-        promised = self.archive.promised_bytes + sum(upload.num_bytes for upload in self._uploads)
-        free = free_bytes(self.archive.root) - self.limits.keep_free_bytes - promised
+        free = free_bytes(self.archive.root) - self.limits.keep_free_bytes - self.archive.promised_bytes
         if num_bytes > free:
             raise StoreFull(f"{num_bytes:,} bytes are needed, {max(0, free):,} are free; come back later")
 
@@ -215,18 +210,20 @@ class Desk:
         is_known = idempotency_key is not None and self.archive.find_job(owner.name, idempotency_key) is not None
         most = self.limits.max_queue_megapixels / 10  # one that is large does not keep all others out
         expected = max(LEAST_MEGAPIXELS, min(most, self._last.get(owner.name, 0.0)))
-        num_bytes = (
-            self.limits.max_bytes if content_length is None else content_length
-        )  # in chunks: as many as may come
         if not is_known:
-            self.check_room(owner, num_bytes=num_bytes, megapixels=expected)
-        upload = _Upload(owner.name, 0.0 if is_known else expected, num_bytes)
+            self.check_room(owner, num_bytes=content_length or 0, megapixels=expected)
+        upload = _Upload(owner.name, 0.0 if is_known else expected)
         self._uploads.add(upload)
         try:
             folder = await asyncio.to_thread(self.archive.incoming)
             try:
                 form = await receive(
-                    body, content_type, folder, max_bytes=self.limits.max_bytes, early=self._check_beginning
+                    body,
+                    content_type,
+                    folder,
+                    max_bytes=self.limits.max_bytes,
+                    keep_free_bytes=self.limits.keep_free_bytes,
+                    early=self._check_beginning,
                 )
                 options = parse_options(form.texts.get("options", b"{}"))
                 picture = await asyncio.to_thread(self._probed, owner, form, options, folder)
@@ -247,11 +244,11 @@ class Desk:
                 if known.picture != picture.id:
                     raise Conflict("the idempotency key was used for 1 other picture; choose a new one for this")
                 return known, False
-            self._last[owner.name], upload.megapixels, upload.num_bytes = picture.megapixels, 0.0, 0
+            self._last[owner.name], upload.megapixels = picture.megapixels, 0.0
             self.check_room(owner, num_bytes=picture.projected_bytes, megapixels=picture.megapixels)
-            upload.megapixels, upload.num_bytes = picture.megapixels, picture.projected_bytes
+            upload.megapixels = picture.megapixels
             await asyncio.to_thread(self.archive.accept, folder, picture, job)
-            upload.megapixels, upload.num_bytes = 0.0, 0
+            upload.megapixels = 0.0
         if picture.id not in self.archive.ends:
             self._fresh[picture.id] = owner.name, picture.megapixels
             await self._add([picture])

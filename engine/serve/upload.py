@@ -13,8 +13,8 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from engine.errors import BadRequest, BodyTooLarge, SlowClient
-from engine.store import storage_errors
+from engine.errors import BadRequest, BodyTooLarge, SlowClient, StoreFull
+from engine.store import free_bytes, storage_errors
 
 MOST_PARTS = 4
 MOST_TEXT_BYTES = 16 << 10
@@ -56,17 +56,23 @@ class Form:
 
 
 async def receive(
-    body: AsyncIterator[bytes], content_type: str | None, folder: Path, *, max_bytes: int, early: Early
+    body: AsyncIterator[bytes],
+    content_type: str | None,
+    folder: Path,
+    *,
+    max_bytes: int,
+    keep_free_bytes: int,
+    early: Early,
 ) -> Form:
-    """Stores the files of a multipart body in a folder.
+    """Stores the files of a multipart body in a folder, and leaves so much of its disk free.
 
-    Raises BadRequest, BodyTooLarge, SlowClient and what `early` raises.
+    Raises BadRequest, BodyTooLarge, SlowClient, StoreFull and what `early` raises.
     """
     kind, parameters = parse_options_header((content_type or "").encode("latin-1", "replace"))
     boundary = parameters.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 70:
         raise BadRequest("the body is multipart/form-data with the files `image` and `mask` and the text `options`")
-    reader = _Reader(boundary, folder, early)
+    reader = _Reader(boundary, folder, keep_free_bytes, early)
     loop = asyncio.get_running_loop()
     started = loop.time()
     pending = bytearray()
@@ -102,10 +108,10 @@ async def _next(body: AsyncIterator[bytes]) -> bytes | None:
 class _Reader:
     """Takes the bytes of a body, in a thread."""
 
-    def __init__(self, boundary: bytes, folder: Path, early: Early) -> None:
+    def __init__(self, boundary: bytes, folder: Path, keep_free_bytes: int, early: Early) -> None:
         self.form = Form()
         self.looked_early = False
-        self._folder, self._early = folder, early
+        self._folder, self._keep_free_bytes, self._early = folder, keep_free_bytes, early
         self._parts = 0
         self._header = b"", b""
         self._headers: dict[bytes, bytes] = {}
@@ -127,6 +133,11 @@ class _Reader:
         )
 
     def feed(self, data: bytes) -> None:
+        free = free_bytes(self._folder) - self._keep_free_bytes
+        if len(data) > free:  # others have come meanwhile, or it did not say how long it is
+            raise StoreFull(
+                f"{self.form.num_bytes:,} bytes have come, {max(0, free):,} more have room; come back later"
+            )
         try:
             with storage_errors(self._folder):
                 self._parser.write(data)

@@ -89,12 +89,12 @@ def test_tokens_open_one_job(desk):
     assert desk.token("a") == Desk(desk.archive, None, desk.limits).token("a")  # after the next start, too
 
 
-def sent(desk: Desk, owner: Owner, body: AsyncIterator[bytes], *, length: int | None = 7):
+def sent(desk: Desk, owner: Owner, body: AsyncIterator[bytes]):
     return desk.submit(
         owner,
         body,
         content_type="multipart/form-data; boundary=b",
-        content_length=length,
+        content_length=7,
         idempotency_key=None,
         parse_options=lambda _: Options(),
     )
@@ -181,33 +181,5 @@ def test_a_key_may_hold_half_of_the_uploads(desk):
         for upload in (*uploads, *others):
             with pytest.raises(BadRequest):
                 await upload
-
-    asyncio.run(run())
-
-
-def test_the_disk_is_kept_for_uploads_on_their_way(desk, monkeypatch):
-    monkeypatch.setattr("engine.serve.desk.free_bytes", lambda path: 9000)
-
-    async def run() -> None:
-        read, more = asyncio.Event(), asyncio.Event()
-
-        async def body():
-            read.set()
-            await more.wait()
-            yield b"--b--\r\n"
-
-        first = asyncio.create_task(sent(desk, ONE, body(), length=6000))
-        await read.wait()
-        desk.check_room(TWO, num_bytes=3000)
-        with pytest.raises(StoreFull, match="3,000 are free"):
-            desk.check_room(TWO, num_bytes=3001)
-        with pytest.raises(StoreFull, match="10,001 bytes are needed for this key's"):
-            desk.check_room(ONE, num_bytes=4001)
-        with pytest.raises(StoreFull):  # in chunks: it may become as long as any
-            await sent(desk, TWO, body(), length=None)
-        more.set()
-        with pytest.raises(BadRequest):
-            await first
-        desk.check_room(TWO, num_bytes=9000)
 
     asyncio.run(run())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.errors import BadRequest, BodyTooLarge, EngineError, SlowClient, TooManyPixels
+from engine.errors import BadRequest, BodyTooLarge, EngineError, SlowClient, StoreFull, TooManyPixels
 from engine.serve import upload
 from engine.serve.upload import EARLY_BYTES, MOST_TEXT_BYTES, receive
 
@@ -33,7 +33,14 @@ async def pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
 
 def taken(data: bytes, folder, *, size: int = 1000, kind: str | None = KIND, max_bytes: int = 1 << 30, early=None):
     return asyncio.run(
-        receive(pieces(data, size), kind, folder, max_bytes=max_bytes, early=early or (lambda path: None))
+        receive(
+            pieces(data, size),
+            kind,
+            folder,
+            max_bytes=max_bytes,
+            keep_free_bytes=1000,
+            early=early or (lambda path: None),
+        )
     )
 
 
@@ -94,6 +101,18 @@ def test_no_byte_more_than_allowed(tmp_path):
         taken(data, tmp_path, max_bytes=len(data) - 1)
 
 
+def test_the_disk_is_never_filled(tmp_path, monkeypatch):
+    def free(folder) -> int:
+        return 300_000 - sum(path.stat().st_size for path in folder.iterdir())
+
+    monkeypatch.setattr("engine.serve.upload.free_bytes", free)
+    taken(body(part("image", b"x" * 290_000, filename="a.png")), tmp_path)
+    (tmp_path / "image").unlink()
+    with pytest.raises(StoreFull, match="bytes have come"):
+        taken(body(part("image", b"x" * 310_000, filename="a.png")), tmp_path)
+    assert free(tmp_path) >= 1000
+
+
 def test_the_header_is_looked_at_while_the_rest_is_on_its_way(tmp_path):
     seen: list[int] = []
 
@@ -121,7 +140,9 @@ def test_who_sends_nothing_or_next_to_nothing_is_not_waited_for(tmp_path, monkey
 
     for client in (silent, dripping):
         with pytest.raises(SlowClient):
-            asyncio.run(receive(client(), KIND, tmp_path, max_bytes=1 << 20, early=lambda path: None))
+            asyncio.run(
+                receive(client(), KIND, tmp_path, max_bytes=1 << 20, keep_free_bytes=0, early=lambda path: None)
+            )
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
