@@ -23,10 +23,10 @@ from engine.tiling.plan import MAX_SIDE_PX, Plan, canvas_bytes
 PIXEL_VERSION = 3
 """Raised only when the same plan would give other pixels; guarded by golden hashes."""
 
-MAX_TILE_PX = 512
+MAX_TILE_PX = 256
 MIN_TILE_PX = 64
-DRAWN_SIDE_PX = {1: 512, 2: 1024, 4: 1024, 8: 2048, 16: 2048}
-"""Output pixels a side that the network draws at once: smaller where its wide layers work near the output's size."""
+DRAWN_SIDE_PX = 1024
+"""Output pixels a side that the network draws at once."""
 
 PROCESS_BYTES = 700 << 20
 """The interpreter with torch and the libraries, and what allocators keep."""
@@ -46,7 +46,7 @@ def tiling_for(
     thrown away.
     """
     scale = render_scale(request, size)
-    drawn_px = min(DRAWN_SIDE_PX[scale], shard_px or SHARD_PX)
+    drawn_px = min(DRAWN_SIDE_PX, shard_px or SHARD_PX)
     widest = request.tile_px or MAX_TILE_PX
     if widest % CraSrgan.ALIGN_PX or widest < MIN_TILE_PX:
         raise PlanError(f"tiles of {widest} px: a multiple of {CraSrgan.ALIGN_PX}, at least {MIN_TILE_PX}, is needed")

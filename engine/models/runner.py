@@ -6,7 +6,6 @@ Convolutions run channels-last: in that layout, and for inputs of at least 32 px
 not depend on the input's size, which exact tiles need (tested).
 """
 
-import ctypes
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.memory import keep_freed_memory
 from engine.models.checkpoint import Checkpoint
 from engine.models.cra_srgan.attention import AttentionRows
 from engine.models.cra_srgan.guide import harmonic_fill
@@ -26,22 +26,6 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-MMAP_THRESHOLD_BYTES = 1 << 20
-_M_MMAP_THRESHOLD = -3  # mallopt's name for it, malloc.h
-
-
-def _return_freed_memory() -> None:
-    """Keeps glibc from raising the size above which freed blocks go back to the system.
-
-    Left to itself it keeps freed tensors in a heap whose holes do not fit the next ones: memory then grows with the
-    number of tiles (measured: 7 to 19 % from one tile to four). Other C libraries have no such call.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
-
 
 GLOBAL_THREADS = 2
 """Of the global half, whatever the machine has: it cuts its sums by their number; the local half does not (tested)."""
@@ -76,7 +60,7 @@ class TorchRunner:
         self._network = checkpoint.network.on(self._device)
         self._dtype = PRECISIONS[precision]
         torch.set_num_threads(threads)
-        _return_freed_memory()
+        keep_freed_memory()
 
     @property
     def local(self) -> LocalHalf:

@@ -46,6 +46,29 @@ class Conv(nn.Conv2d):
         self.margin_px = reach - pad
 
 
+class SubPixelConv(Conv):
+    """A convolution to twice the size (Shi et al. 2016, section 3): F.pixel_shuffle(convolution(x), 2), and faster."""
+
+    def __init__(self, inputs: int, outputs: int, *, padding: Padding) -> None:
+        super().__init__(inputs, 4 * outputs, padding=padding)
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert self.bias is not None
+        weight, bias = (part.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1) for part in (self.weight, self.bias))
+        return depth_to_space(F.conv2d(input, weight, bias, padding=self.padding))
+
+
+def depth_to_space(x: Tensor) -> Tensor:
+    """(B, 4 * C, H, W) to (B, C, 2 * H, 2 * W), the C channels of each of the four pixels together.
+
+    Of channels-last tensors this moves 2 * C values at a time, where `F.pixel_shuffle`, whose four pixels of a channel
+    are together, moves single ones.
+    """
+    b, _, h, w = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(b, h, w, 2, -1).transpose(2, 3)
+    return rows.reshape(b, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
+
+
 def zero_(layer: Layer) -> Layer:
     """`layer` with all parameters zero: a branch that starts as nothing."""
     nn.init.zeros_(layer.weight)
@@ -92,7 +115,7 @@ class GatedConv(nn.Module):
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        feature, gate = self.conv(x).chunk(2, dim=1)
+        feature, gate = (half.clone() for half in self.conv(x).chunk(2, dim=1))  # dense: four times as fast on CPUs
         return F.elu(feature) * torch.sigmoid(gate)
 
 
@@ -116,15 +139,15 @@ def _cubic(distance: Tensor) -> Tensor:
 
 
 def _per_channel(kernels: Tensor, channels: int) -> Tensor:
-    """(K, h, w) kernels as a dense (channels * K, channels, h, w) weight that never mixes channels.
+    """(K, h, w) kernels as a dense (K * channels, channels, h, w) weight that never mixes channels.
 
     Dense, because few-channel grouped convolutions are slower than the zeros they save.
     """
     count, height, width = kernels.shape
-    weight = torch.zeros(channels, count, channels, height, width, dtype=kernels.dtype)
+    weight = torch.zeros(count, channels, channels, height, width, dtype=kernels.dtype)
     for channel in range(channels):
-        weight[channel, :, channel] = kernels
-    return weight.reshape(channels * count, channels, height, width)
+        weight[:, channel, channel] = kernels
+    return weight.reshape(count * channels, channels, height, width)
 
 
 class BicubicUp(nn.Module):
@@ -144,7 +167,7 @@ class BicubicUp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             padded = edge_padded(x, self._pad)
-            return F.pixel_shuffle(F.conv2d(padded, self.weight), 2)
+            return depth_to_space(F.conv2d(padded, self.weight))
 
 
 class BicubicDown(nn.Module):

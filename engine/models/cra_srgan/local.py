@@ -22,6 +22,7 @@ from engine.models.cra_srgan.layers import (
     Conv,
     Padding,
     ResidualGroup,
+    SubPixelConv,
     centre,
     crop,
     zero_,
@@ -89,8 +90,8 @@ class SuperResolutionStage(nn.Module):
     def __init__(self, channels: int, next_channels: int, blocks: int, *, padding: Padding) -> None:
         super().__init__()
         self.blocks = ResidualGroup(channels, blocks, padding=padding)
-        self.to_rgb = zero_(Conv(channels, 12, padding=padding))
-        self.grow = Conv(channels, 4 * next_channels, padding=padding) if next_channels else None
+        self.to_rgb = zero_(SubPixelConv(channels, 3, padding=padding))
+        self.grow = SubPixelConv(channels, next_channels, padding=padding) if next_channels else None
         self.up = BicubicUp(padding=padding)
         self.down = BicubicDown(padding=padding)
 
@@ -124,7 +125,7 @@ class SuperResolutionStage(nn.Module):
         difference_px, enlarged_px = self._projection_margins(output.picture_px)
         have = self.input_margins(output)
         deep = self.blocks(features)
-        residual = F.pixel_shuffle(self.to_rgb(deep).float(), 2)
+        residual = self.to_rgb(deep).float()
         residual_px = 2 * (have.features_px - self.blocks.margin_px - self.to_rgb.margin_px)
         estimate = self._enlarged(picture, enlarged_px) + crop(residual, residual_px - enlarged_px)
         difference = crop(picture, have.picture_px - difference_px) - self.down(estimate)
@@ -136,7 +137,7 @@ class SuperResolutionStage(nn.Module):
         assert self.grow is not None
         have_px = self.input_margins(output).features_px - self.blocks.margin_px
         grow_px = ceil_div(output.features_px, 2) + self.grow.margin_px
-        grown = F.relu(F.pixel_shuffle(self.grow(crop(deep, have_px - grow_px)), 2))
+        grown = F.relu(self.grow(crop(deep, have_px - grow_px)))
         return crop(grown, 2 * (grow_px - self.grow.margin_px) - output.features_px)
 
 
