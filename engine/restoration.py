@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from engine import remote
-from engine.errors import InputError, OutputBusy, OutputExists, PlanError, StorageError, UnreadableInput
+from engine.errors import InputError, OutputBusy, PlanError, StorageError, UnreadableInput
 from engine.generated_map import GENERATED, Generated, restored_region, write_generated_map
 from engine.geometry import Box, Size
 from engine.guide import make_guide
 from engine.image import ArrayPicture, ImageInfo, Pixels, Source, digest
 from engine.isolate import decode_in_child, probe_in_child, read_mask_in_child
 from engine.mask import Mask, array_mask, find_mask, no_mask
+from engine.memory import return_freed_memory
 from engine.metadata import Metadata
 from engine.models.checkpoint import for_degradation, load
 from engine.models.runner import TorchRunner
@@ -48,7 +49,7 @@ from engine.render import Renderer, Tiling
 from engine.request import Request, drawn_box, output_region, output_size, render_scale
 from engine.resample import resample_area
 from engine.residual import aggregate
-from engine.store import digest_of, make_folders, storage_errors
+from engine.store import digest_of, make_folders, refuse_existing, storage_errors
 from engine.tiling.canvas import AnyCanvas, Canvas, adding_to
 from engine.tiling.execute import ShardEnd, run
 from engine.tiling.export import check_format, export
@@ -218,6 +219,7 @@ class Restorer:
             if name == GENERATED:
                 generated = write_generated_map(work.mask, plan, path)
             elif name != "ome-zarr":
+                return_freed_memory()  # the network's; an encoder may need as much
                 export(
                     lambda level, box: canvas.read(box, level=level),
                     level_sizes=plan.grid.level_sizes,
@@ -398,8 +400,7 @@ def export_finished(
         job = Job(image, None, out, plan.name, tuple(formats), tiff_compression=tiff_compression)
         metadata = stored_metadata(root)
         for name, path in job.targets.items():
-            if path.exists() and not replace:
-                raise OutputExists(f"{path}: exists already; choose another --out, or give --replace")
+            refuse_existing(path, replace=replace)
             check_format(
                 name,
                 size=plan.size,

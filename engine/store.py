@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Self
 from uuid import uuid4
 
-from engine.errors import StorageError, StorageFull, StorageReadOnly
+from engine.errors import OutputExists, StorageError, StorageFull, StorageReadOnly
 from engine.failpoints import hit
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -76,6 +76,12 @@ def nearest_folder(path: Path) -> Path:
 def free_bytes(path: Path) -> int:
     """Bytes that this user may still write on the file system which holds, or would hold, `path`."""
     return shutil.disk_usage(nearest_folder(path)).free
+
+
+def refuse_existing(path: Path, *, replace: bool) -> None:
+    """Raises OutputExists for an output that is there, and is not to be replaced."""
+    if not replace and os.path.lexists(path):
+        raise OutputExists(f"{path}: exists already; choose another --out, or give --replace")
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:

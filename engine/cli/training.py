@@ -9,6 +9,11 @@ import typer
 from engine.cli.app import app, model_app, say, typed_errors
 from engine.cli.options import Device, Graph, parse_span
 
+Exported = Annotated[str, typer.Option("--model", help="Embedded name or .safetensors file.")]
+Enlargement = Annotated[int, typer.Option("--scale", help="Of the enlargement.")]
+Folder = Annotated[Path, typer.Option("--out", help="Folder.")]
+Overwrite = Annotated[bool, typer.Option("--replace", help="Overwrite what exists.")]
+
 
 @app.command()
 def train(
@@ -30,6 +35,10 @@ def train(
     features: Annotated[
         Path | None, typer.Option("--features", help="torchvision's weights of VGG19, where the recipe compares them.")
     ] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Gradient checkpointing: less memory, more time.")
+    ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile, which needs a C++ compiler.")] = False,
     workers: Annotated[
         str | None, typer.Option("--workers", metavar="N|MIN:MAX", help="Processes that train together, by Ray Train.")
     ] = None,
@@ -38,6 +47,7 @@ def train(
     """Train a recipe; stops cleanly on a signal, and the same command goes on."""
     import torch
 
+    from engine.train.checkpoints import owned
     from engine.train.recipes import RECIPES
     from engine.train.run import Run, finish
     from engine.train.run import train as train_run
@@ -48,8 +58,18 @@ def train(
     span = parse_span(asked if ":" in asked else f"{asked}:{asked}", "--workers")
     logging.getLogger().setLevel(logging.INFO)
     torch.set_num_threads(threads)
-    with typed_errors():
-        run = Run(RECIPES[recipe](), data, out, data_licence, device.value, start_from=start_from, vgg19=features)
+    with typed_errors(), owned(out):
+        run = Run(
+            RECIPES[recipe](),
+            data,
+            out,
+            data_licence,
+            device.value,
+            start_from=start_from,
+            vgg19=features,
+            recompute=recompute,
+            compiled=compiled,
+        )
         run = run.shortened(steps) if steps is not None else run
         chosen = tuple(stages or ())
         if workers is None:
@@ -80,10 +100,10 @@ def model_list() -> None:
 @model_app.command("export")
 def model_export(
     to: Annotated[Graph, typer.Option("--to", help="Format.")],
-    model: Annotated[str, typer.Option("--model", help="Embedded name or .safetensors file.")] = "lite",
-    scale: Annotated[int, typer.Option("--scale", help="Of the enlargement.")] = 4,
-    out: Annotated[Path, typer.Option("--out", help="Folder.")] = Path(),
-    replace: Annotated[bool, typer.Option("--replace", help="Overwrite what exists.")] = False,
+    model: Exported = "lite",
+    scale: Enlargement = 4,
+    out: Folder = Path(),
+    replace: Overwrite = False,
 ) -> None:
     """Write the enlargement as one graph for other programs; it is run there once and compared."""
     from engine.models.checkpoint import load
@@ -97,10 +117,10 @@ def model_export(
 @model_app.command("quantize")
 def model_quantize(
     data: Annotated[Path, typer.Option("--data", help="Folder of sharp pictures of the kind that is to come.")],
-    model: Annotated[str, typer.Option("--model", help="Embedded name or .safetensors file.")] = "lite",
-    scale: Annotated[int, typer.Option("--scale", help="Of the enlargement.")] = 4,
-    out: Annotated[Path, typer.Option("--out", help="Folder.")] = Path(),
-    replace: Annotated[bool, typer.Option("--replace", help="Overwrite what exists.")] = False,
+    model: Exported = "lite",
+    scale: Enlargement = 4,
+    out: Folder = Path(),
+    replace: Overwrite = False,
 ) -> None:
     """Write the enlargement as ONNX in 8 bit integers, and tell what it loses on other crops of the pictures."""
     from engine.models.checkpoint import load

@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.errors import ModelError, OutputExists, PlanError
+from engine.errors import ModelError, PlanError
 from engine.models.checkpoint import Checkpoint
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.models.cra_srgan.local import LocalHalf
-from engine.store import write_atomic
+from engine.store import refuse_existing, write_atomic
 
 TOLERANCE = 1e-4
 """The most by which a value in [0, 1] may differ from torch's."""
 _OPSET = 20
+_LEAST_SIDE_PX = 64
 _MOST_SIDE_PX, _MOST_BATCH = 8192, 64
 _TRACED = 2, 3, 72, 80
 _TRIED = (2, 3, 72, 80), (1, 3, 96, 64)
@@ -65,8 +66,7 @@ def export(checkpoint: Checkpoint, folder: Path, *, to: str, scale: int, replace
         raise PlanError(f"scale {scale}: the graph enlarges by one of {', '.join(map(str, enlarging))}")
     suffix, write = _WRITERS[to]
     path = folder / f"{card.name}-x{scale}{suffix}"
-    if path.exists() and not replace:
-        raise OutputExists(f"{path}: exists already; choose another --out, or give --replace")
+    refuse_existing(path, replace=replace)
     module = Enlargement(checkpoint.network.local, scale=scale).eval()
     about = {
         "model": card.name,
@@ -100,7 +100,7 @@ def _onnx(module: Enlargement, path: Path, about: dict[str, str]) -> Run:
 
     onnx, runtime = cast("Any", torch.onnx), cast("Any", onnxruntime)
     align = CraSrgan.ALIGN_PX
-    least, most = 64 // align, _MOST_SIDE_PX // align
+    least, most = _LEAST_SIDE_PX // align, _MOST_SIDE_PX // align
     sides = {2 + n: align * torch.export.Dim(name, min=least, max=most) for n, name in enumerate("hw")}
     with torch.inference_mode(mode=False), torch.no_grad():
         program = onnx.export(

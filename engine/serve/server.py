@@ -94,7 +94,7 @@ def serve(
     keys = Keys() if keys_file is None else Keys.read(keys_file)
     if host not in LOOPBACK and not keys.owners:
         raise PlanError(f"{host}: 0 keys protect a service that others reach; give --keys FILE, or leave out --host")
-    keep_freed_memory()
+    keep_freed_memory()  # tiles are as large as each other
     archive = Archive.open(store)
     try:
         with running(store.resolve(), replicas=replicas, model=model) as service:

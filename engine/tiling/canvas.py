@@ -29,6 +29,7 @@ from engine.store import (
     digest_of,
     fsync_folder,
     make_folders,
+    refuse_existing,
     remove_durably,
     remove_partials,
     remove_replaced,
@@ -282,9 +283,8 @@ class Canvas(AnyCanvas):
         which the next run makes again.
         """
         self._check_owned()
+        refuse_existing(final, replace=replace)
         taken = os.path.lexists(final)
-        if taken and not replace:
-            raise OutputExists(f"{final}: exists already; choose another --out, or give --replace")
         self.verify(self.grid.all_keys())
         with storage_errors(final):
             shutil.rmtree(self.scratch, ignore_errors=False)

@@ -2,6 +2,7 @@
 
     <stage>-<step>-<digest>.state    everything to go on as if nothing had happened: the two newest are kept
     <stage>.safetensors              the averaged weights so far, float16
+    lock                             held by the command that trains
 
 A state is known by the digest of its bytes, which is in its name: one that was cut off or changed is never chosen.
 """
@@ -9,6 +10,8 @@ A state is known by the digest of its bytes, which is in its name: one that was 
 import hashlib
 import json
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from engine.errors import TrainingError
-from engine.store import make_folders, storage_errors, write_atomic
+from engine.errors import OutputBusy, TrainingError
+from engine.store import FileLock, make_folders, remove_partials, storage_errors, write_atomic
 
 KEPT = 2
 _DIGITS = 16
@@ -38,6 +41,19 @@ class State:
     """Wall clock spent in this stage, over all its runs."""
     tensors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Weights, averages and the memory of the optimisers."""
+
+
+@contextmanager
+def owned(folder: Path) -> Generator[None]:
+    """The folder of a run, for one at a time; what killed ones had begun to write is removed. Raises OutputBusy."""
+    lock = FileLock.try_take(folder / "lock")
+    if lock is None:
+        raise OutputBusy(f"{folder}: 1 run is at work in it; wait for its end, or choose another --out")
+    try:
+        remove_partials(folder)
+        yield
+    finally:
+        lock.release()
 
 
 def save_state(folder: Path, stage: str, state: State, *, of: str) -> Path:

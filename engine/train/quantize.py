@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.errors import OutputExists, PlanError
+from engine.errors import PlanError
 from engine.models.checkpoint import Checkpoint
 from engine.models.export import export, exporting_quietly
-from engine.store import write_atomic
+from engine.store import refuse_existing, write_atomic
 from engine.train.dataset import Pictures, ScaleBatch, scale_batch
 
 CALIBRATED, HELD_OUT = 24, 12
@@ -36,8 +36,7 @@ def quantize(
     Raises what `export` and `Pictures` raise.
     """
     path = folder / f"{checkpoint.card.name}-x{scale}-int8.onnx"
-    if path.exists() and not replace:
-        raise OutputExists(f"{path}: exists already; choose another --out, or give --replace")
+    refuse_existing(path, replace=replace)
     try:
         import onnx
         import onnxruntime

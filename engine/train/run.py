@@ -61,6 +61,10 @@ class Run:
     """Weights (safetensors) that the first stage starts from."""
     vgg19: Path | None = None
     """Its weights, where a stage compares its features."""
+    recompute: bool = False
+    """Gradient checkpointing: less memory, more time."""
+    compiled: bool = False
+    """By `torch.compile`."""
 
     def shortened(self, steps: int) -> "Run":
         """The same in so many steps."""
@@ -133,6 +137,8 @@ class _Stage:
             start=_start_weights(run, stage),
             vgg19=vgg19,
             wrap=part.wrap,
+            recompute=run.recompute,
+            compiled=run.compiled,
         )
         self.of = fingerprint(run, stage, num_steps)
         self.events: Any = None

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import TrainingError
+from engine.memory import keep_freed_memory
 from engine.models.cra_srgan.generator import CraSrgan
+from engine.models.cra_srgan.layers import ResidualGroup
 from engine.train.checkpoints import State
 from engine.train.dataset import Batch
 from engine.train.discriminator import Discriminator
@@ -43,9 +45,15 @@ class Trainer:
         start: Mapping[str, Tensor] | None = None,
         vgg19: Features | None = None,
         wrap: Wrap | None = None,
+        recompute: bool = False,
+        compiled: bool = False,
     ) -> None:
-        """`start`: weights to begin with, by their names; `vgg19`: for stages that compare its features."""
+        """`start`: weights to begin with, by their names; `vgg19`: for stages that compare its features.
+
+        recompute: gradient checkpointing; compiled: by `torch.compile`, for the device that it runs on.
+        """
         torch.manual_seed(recipe.seed)  # pyright: ignore[reportUnknownMemberType]
+        keep_freed_memory()
         torch.set_flush_denormal(True)  # gradients fade out of known regions: denormals make a step four times as long
         self.recipe, self.stage, self.num_steps = recipe, stage, num_steps
         self.device, self.precision = torch.device(device), precision
@@ -54,10 +62,15 @@ class Trainer:
             self.network.load_state_dict(dict(start), strict=False)
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name.startswith(stage.trains))
+        for module in self.network.modules():
+            if isinstance(module, ResidualGroup):
+                module.recompute = recompute
         self.critic = Discriminator().to(self.device) if stage.losses.adversarial else None
         self._compared = self._features(vgg19)
         objective = Objective(self.network, stage, critic=self.critic, features=self._compared)
         self._objective = objective if wrap is None else wrap(objective)
+        if compiled:
+            self._objective.compile()  # pyright: ignore[reportUnknownMemberType]
         self._optimiser = torch.optim.AdamW(self._groups(), betas=(0.9, 0.99), weight_decay=0.0)
         self._telling: nn.Module | None = None
         self._critic_optimiser: torch.optim.AdamW | None = None

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from engine.errors import StorageFull, TrainingError
-from engine.train.checkpoints import KEPT, State, load_state, save_state
+from engine.errors import OutputBusy, StorageFull, TrainingError
+from engine.train.checkpoints import KEPT, State, load_state, owned, save_state
 
 
 def state(step: int) -> State:
@@ -63,6 +63,16 @@ def test_interrupted_anywhere_an_older_one_is_there(tmp_path, name, action):
         found = load_state(tmp_path, "joint", of="x")
         assert found is not None
         assert found.step in (1, 2)
+
+
+def test_a_folder_is_for_one_run_at_a_time_and_loses_what_was_begun(tmp_path):
+    (tmp_path / "joint.safetensors.1234.partial").write_bytes(b"half")
+    with owned(tmp_path):
+        assert not list(tmp_path.glob("*.partial"))
+        with pytest.raises(OutputBusy, match="1 run is at work"), owned(tmp_path):
+            pass
+    with owned(tmp_path):
+        pass
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):

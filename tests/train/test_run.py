@@ -154,6 +154,31 @@ def test_a_stage_changes_only_what_it_trains(chosen, data, tmp_path):
     assert averaged <= changed
 
 
+def kept_bytes(run: Run, chosen: Stage) -> tuple[int, list[torch.Tensor]]:
+    """What a step holds for its way back, and the gradients that it finds."""
+    trainer = running._Stage(run, chosen, Part(), None).trainer
+    held: dict[int, int] = {}
+
+    def hold(tensor: torch.Tensor) -> torch.Tensor:
+        held[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        found = trainer._found(batch_of(run.pictures(chosen), chosen, seed=1, step=0))
+    found.loss.backward()
+    return sum(held.values()), [p.grad for p in trainer.network.parameters() if p.grad is not None]
+
+
+def test_recomputing_holds_less_and_finds_the_same(data, tmp_path):
+    chosen = RECIPE.stages[1]
+    (much, wanted), (little, found) = (
+        kept_bytes(run_of(data, tmp_path, recompute=recompute), chosen) for recompute in (False, True)
+    )
+    assert little < much
+    assert len(found) == len(wanted)
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+
+
 def test_looking_changes_nothing(data, tmp_path):
     run, chosen = run_of(data, tmp_path), RECIPE.stages[2]
     trainer = running._Stage(run, chosen, Part(), None).trainer

@@ -7,11 +7,13 @@ tiles become exact. `"same"` layers pad and consume none: that is how crops are 
 parameters. `margin_px` is the number of pixels a layer consumes per side, so a network's context is a sum over layers.
 """
 
-from typing import Literal, TypeVar
+from collections.abc import Callable
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 Padding = Literal["valid", "same"]
 Layer = TypeVar("Layer", bound=nn.Conv2d)
@@ -54,7 +56,10 @@ class SubPixelConv(Conv):
 
     def forward(self, input: Tensor) -> Tensor:
         assert self.bias is not None
-        weight, bias = (part.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1) for part in (self.weight, self.bias))
+        weight, bias = (
+            part.reshape(-1, 4, *part.shape[1:]).transpose(0, 1).reshape(part.shape)
+            for part in (self.weight, self.bias)
+        )
         return depth_to_space(F.conv2d(input, weight, bias, padding=self.padding))
 
 
@@ -93,10 +98,19 @@ class ResidualBlock(nn.Module):
 class ResidualGroup(nn.Sequential):
     """Residual blocks in a row."""
 
+    recompute = False
+    """Gradient checkpointing (Chen et al. 2016): only what goes in is kept for the way back, the rest made again."""
+
     def __init__(self, channels: int, blocks: int, *, padding: Padding) -> None:
         layers = [ResidualBlock(channels, padding=padding) for _ in range(blocks)]
         super().__init__(*layers)
         self.margin_px = sum(layer.margin_px for layer in layers)
+
+    def forward(self, input: Tensor) -> Tensor:
+        blocks = cast("Callable[[Tensor], Tensor]", super().forward)  # pyright: ignore[reportUnknownMemberType]
+        if self.recompute and torch.is_grad_enabled():
+            return cast("Tensor", checkpoint(blocks, input, use_reentrant=False))
+        return blocks(input)
 
 
 class GatedConv(nn.Module):

@@ -1,0 +1,43 @@
+"""What is freed stays with the process until it is given back."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+MIB = 1 << 20
+
+PROGRAM = """
+import sys
+import numpy as np
+from engine.memory import keep_freed_memory, process_memory, return_freed_memory
+
+def rise():
+    before = process_memory("VmRSS")
+    blocks = [np.ones(8 << 20, np.uint8) for _ in range(16)]
+    held = np.ones(1 << 10, np.uint8)  # above them: the top of the heap is not all that can be given back
+    del blocks
+    return process_memory("VmRSS") - before, held
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+kept, held = rise()
+before = process_memory("VmRSS")
+return_freed_memory()
+print(kept, before - process_memory("VmRSS"))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc lets one choose")
+def test_freed_memory_is_kept_until_it_is_returned():
+    kept, returned = _run("keep")
+    assert kept > 100 * MIB
+    assert returned > 100 * MIB
+    kept, _ = _run("leave")
+    assert kept < 100 * MIB  # what would be otherwise
+
+
+def _run(mode: str) -> list[int]:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True, timeout=60)
+    return [int(each) for each in done.stdout.split()]
