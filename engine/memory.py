@@ -19,8 +19,10 @@ def process_memory(kind: Literal["VmRSS", "VmHWM", "VmData"]) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 KEPT_BLOCK_BYTES = 1 << 30
+_THREAD_HEAP_BYTES = 64 << 20
+"""Threads but the first have heaps of this size; an empty one is kept where as much is to be spared."""
 
 
 def keep_freed_memory() -> None:
@@ -33,6 +35,7 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)  # the most that it takes
+        mallopt(_M_TOP_PAD, _THREAD_HEAP_BYTES)
 
 
 def return_freed_memory() -> None:

@@ -53,6 +53,8 @@ def _calibrate(network: CraSrgan) -> None:
         (network.local.head.leave, HEAD_STD),
         *((network.local.stage(index).to_rgb, STAGE_STD) for index in range(len(network.config.stage_channels))),
     ]
+    if network.local.clean is not None:
+        leaving.append((network.local.clean, HEAD_STD))
     hooks = [layer.register_forward_hook(partial(_scale, std)) for layer, std in leaving]
     picture, share = torch.rand(1, 3, 64, 64), (torch.rand(1, 1, 64, 64) > 0.7).float()
     found = network.guide(picture, share)

@@ -10,6 +10,7 @@ MIB = 1 << 20
 
 PROGRAM = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from engine.memory import keep_freed_memory, process_memory, return_freed_memory
 
@@ -22,22 +23,25 @@ def rise():
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
-kept, held = rise()
-before = process_memory("VmRSS")
-return_freed_memory()
-print(kept, before - process_memory("VmRSS"))
+with ThreadPoolExecutor(1) as thread:
+    kept, held = thread.submit(rise).result() if sys.argv[2] == "thread" else rise()
+    before = process_memory("VmRSS")
+    return_freed_memory()
+    print(kept, before - process_memory("VmRSS"))
 """
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc lets one choose")
-def test_freed_memory_is_kept_until_it_is_returned():
-    kept, returned = _run("keep")
+@pytest.mark.parametrize("where", ["first", "thread"])
+def test_freed_memory_is_kept_until_it_is_returned(where):
+    kept, returned = _run("keep", where)
     assert kept > 100 * MIB
     assert returned > 100 * MIB
-    kept, _ = _run("leave")
+    kept, _ = _run("leave", where)
     assert kept < 100 * MIB  # what would be otherwise
 
 
-def _run(mode: str) -> list[int]:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True, timeout=60)
+def _run(*options: str) -> list[int]:
+    command = [sys.executable, "-c", PROGRAM, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     return [int(each) for each in done.stdout.split()]

@@ -18,6 +18,7 @@ from engine.errors import TrainingError
 from engine.geometry import Size
 from engine.models.cra_srgan.handover import reduce_known
 from engine.train.damage import damage_mask
+from engine.train.degradation import degraded
 from engine.train.stages import Draw, Stage
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"}
@@ -57,7 +58,7 @@ class ScaleBatch:
     """Intact crops at the input's size and at every size above it."""
 
     low: Tensor
-    """(B, 3, H, W), rounded to 8 bits as a scan would be."""
+    """(B, 3, H, W), rounded to 8 bits as a scan would be; or what bad copies have of them."""
     levels: list[Tensor]
     """(B, 3, 2 H, 2 W), (B, 3, 4 H, 4 W) ... each reduced from the original by antialiased bicubic."""
 
@@ -106,7 +107,7 @@ def batch_of(pictures: Pictures, stage: Stage, *, seed: int, step: int, rank: in
     mine = (seed, number, step) if world == 1 else (seed, number, step, 2 + rank)
     size = -(-draw.batch // world)
     if draw.factor == 0:
-        return scale_batch(pictures, seed=mine, batch=size, low_px=draw.side_px, levels=draw.levels)
+        return scale_batch(pictures, seed=mine, batch=size, low_px=draw.side_px, levels=draw.levels, bad=stage.degraded)
     return damaged_batch(
         pictures,
         seed=mine,
@@ -186,10 +187,16 @@ def reduce_bicubic(picture: Tensor, factor: int) -> Tensor:
     return F.interpolate(picture, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def scale_batch(pictures: Pictures, *, seed: tuple[int, ...], batch: int, low_px: int, levels: int) -> ScaleBatch:
-    """Crops of `low_px` pixels and their targets at x2 ... x(2 ** levels)."""
+def scale_batch(
+    pictures: Pictures, *, seed: tuple[int, ...], batch: int, low_px: int, levels: int, bad: bool = False
+) -> ScaleBatch:
+    """Crops of `low_px` pixels and their targets at x2 ... x(2 ** levels). `bad`: of copies of the crops."""
     rng = np.random.default_rng(seed)
     side_px = low_px << levels
-    high = to_tensor([crop_of(pictures, rng, side_px, max_reduction=1.5) for _ in range(batch)])
-    low = (reduce_bicubic(high, 1 << levels) * 255).round() / 255
+    crops = [crop_of(pictures, rng, side_px, max_reduction=1.5) for _ in range(batch)]
+    high = to_tensor(crops)
+    if bad:
+        low = to_tensor([degraded(crop, (low_px, low_px), rng) for crop in crops])
+    else:
+        low = (reduce_bicubic(high, 1 << levels) * 255).round() / 255
     return ScaleBatch(low, _ladder(high, levels))

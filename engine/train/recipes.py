@@ -48,6 +48,21 @@ def lite() -> Recipe:
     return Recipe(name="lite", model=config.lite(), stages=_distortion(1))
 
 
+def lite_scan() -> Recipe:
+    """`lite`, whose weights `--start-from` gives, for bad copies: noise, blur and JPEG blocks are not enlarged."""
+    stage = Stage(
+        name="scan",
+        task="super-resolution",
+        trains=LOCAL,
+        steps=6000,
+        learning_rate=5e-4,
+        losses=LossWeights(pixel=1.0),
+        draws=INTACT,
+        degraded=True,
+    )
+    return Recipe(name="lite_scan", model=config.lite_scan(), stages=(stage,), degradation="scan")
+
+
 def full() -> Recipe:
     """The report's sizes, for a GPU."""
     return Recipe(name="full", model=config.full(), stages=_distortion(4))
@@ -155,5 +170,5 @@ def _adversarial() -> Stage:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    make.__name__: make for make in (lite, full, gan, heritage, medical, report)
+    make.__name__: make for make in (lite, lite_scan, full, gan, heritage, medical, report)
 }

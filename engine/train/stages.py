@@ -16,6 +16,7 @@ LOCAL = (
     "local.edge.",
     "local.frequency.",
     "local.adapt.",
+    "local.clean.",
     "local.stages.",
 )
 
@@ -75,6 +76,8 @@ class Stage:
     """What perceptual and style losses compare: a file that the user gives, or the critic of the same stage."""
     guide_rate_factor: float = 1.0
     """Learning rate of the guide relative to the rest."""
+    degraded: bool = False
+    """Whether intact pictures are made into bad copies before they are to be enlarged."""
     window_px: int = 96
     """Side of the native window on which the local half is trained (damaged batches)."""
 

@@ -195,9 +195,9 @@ def test_a_random_head_adds_much_and_saturates_little(random_tiny, tmp_path, flo
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_convolutions_are_equal_bit_for_bit(scale, with_mask, tmp_path_factory, tmp_path, floats, monkeypatch):
-    """All that is not attention: the head, the trunk, the edges, the frequencies, the stages."""
+    """All that is not attention: the head, the trunk, the edges, the frequencies, the correction, the stages."""
     monkeypatch.setattr("engine.guide.GUIDE_PX", 24)
-    runner = runner_of(random_model(tmp_path_factory.mktemp("plain"), replace(TINY, fusion=False)))
+    runner = runner_of(random_model(tmp_path_factory.mktemp("plain"), replace(TINY, fusion=False, clean=True)))
     pixels = FloatPicture(picture(61, 101).astype(np.float32) / 255)
     missing = holes(61, 101) if with_mask else None
     whole = drawn(pixels, missing, runner, scale, Tiling(128, 128, 1), tmp_path)

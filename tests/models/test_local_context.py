@@ -32,6 +32,7 @@ CONFIGS = {
     "narrow lite": (replace(lite(), **NARROW), range(5)),
     "narrow full": (replace(full(), **NARROW), range(5)),
     "tiny": (TINY, range(5)),
+    "tiny for bad copies": (replace(TINY, clean=True), range(1, 3)),
 }
 CASES = [pytest.param(c, level, id=f"{n} x{1 << level}") for n, (c, levels) in CONFIGS.items() for level in levels]
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from engine.train.run import newest_state, train
-from tests.train.test_run import RECIPE, data, run_of  # noqa: F401
+from tests.train.test_run import RECIPE, run_of
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -30,7 +30,7 @@ train_on_ray(run_of(Path(sys.argv[1]), Path(sys.argv[2])), workers=int(sys.argv[
 REPOSITORY = str(Path(__file__).resolve().parents[2])
 
 
-def start(data: Path, folder: Path, workers: int) -> subprocess.Popen[str]:  # noqa: F811
+def start(data: Path, folder: Path, workers: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", PROGRAM.format(repository=REPOSITORY), str(data), str(folder), str(workers)]
     environment = {**os.environ, "PYTHONPATH": REPOSITORY}
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
@@ -41,7 +41,7 @@ def validated(folder: Path) -> list[tuple[str, int, float]]:
     return [(one["stage"], one["step"], one["validation"]) for one in lines if "validation" in one]
 
 
-def test_one_worker_makes_the_steps_of_the_plain_loop(data, tmp_path):  # noqa: F811
+def test_one_worker_makes_the_steps_of_the_plain_loop(data, tmp_path):
     torch.set_num_threads(1)
     plain = run_of(data, tmp_path / "plain")
     train(plain)
@@ -57,7 +57,7 @@ def test_one_worker_makes_the_steps_of_the_plain_loop(data, tmp_path):  # noqa: 
             assert torch.allclose(value.float(), other.tensors[name].float(), atol=1e-6), name
 
 
-def test_two_workers_share_their_gradients_and_survive_a_death(data, tmp_path):  # noqa: F811
+def test_two_workers_share_their_gradients_and_survive_a_death(data, tmp_path):
     folder = tmp_path / "ray"
     with start(data, folder, 2) as running:
         killed = False

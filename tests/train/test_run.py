@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -46,14 +45,6 @@ RECIPE = Recipe(
     ),
 )
 STAGES = pytest.mark.parametrize("chosen", RECIPE.stages, ids=[one.name for one in RECIPE.stages])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    cv2.imwrite(str(folder / "a.png"), cv2.resize(noise, (96, 96), interpolation=cv2.INTER_CUBIC))
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,15 +14,6 @@ from engine.train.step import coarse_loss, inpainting_loss, joint_loss, super_re
 from tests.networks import TINY
 
 WEIGHTS = LossWeights(pixel=1.0, edge=0.1, frequency=0.1)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Pictures:
-    folder = tmp_path_factory.mktemp("pictures")
-    for seed in range(2):
-        noise = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f"{seed}.png"), cv2.resize(noise, (192, 192), interpolation=cv2.INTER_CUBIC))
-    return Pictures([folder], min_side_px=64)
 
 
 def losses_of(task: str, network: CraSrgan, pictures: Pictures):

@@ -1,6 +1,6 @@
 """Sizes of the generator, as data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SCALES = (1, 2, 4, 8, 16)
 """Of the progressive branch, and 1, which fills holes alone."""
@@ -27,11 +27,18 @@ class Config:
     fusion: bool = True
     edge: bool = True
     frequency: bool = True
+    clean: bool = False
+    """Whether the picture itself is corrected before it is enlarged: noise and blocks of a bad copy."""
 
 
 def lite() -> Config:
     """Small enough for a CPU."""
     return Config()
+
+
+def lite_scan() -> Config:
+    """`lite` for bad copies."""
+    return replace(lite(), clean=True)
 
 
 def full() -> Config:

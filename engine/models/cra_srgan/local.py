@@ -157,6 +157,7 @@ class LocalHalf(nn.Module):
         self.frequency = FrequencyDecomposition(channels, padding=padding) if config.frequency else Skip()
         widths = (*config.stage_channels, 0)
         self.adapt = nn.Conv2d(channels, widths[0], 1)
+        self.clean = zero_(nn.Conv2d(widths[0], 3, 1)) if config.clean else None
         self.stages = nn.ModuleList(
             SuperResolutionStage(widths[i], widths[i + 1], config.stage_blocks[i], padding=padding)
             for i in range(len(config.stage_channels))
@@ -207,7 +208,8 @@ class LocalHalf(nn.Module):
         features = self.adapt(self.frequency(features))
         surplus = 0 if self.padding == "same" else self._encode_surplus_px(levels)
         features = crop(features, surplus)
-        return features, centre(composite, features)
+        picture = centre(composite, features)
+        return features, picture if self.clean is None else picture + self.clean(features).to(picture.dtype)
 
     def _encode_surplus_px(self, levels: int) -> int:
         left = self.fusion_margin_px(levels) - self.edge.margin_px - self.frequency.margin_px
