@@ -41,7 +41,8 @@ def main() -> None:
 def soak(service: Endpoint, rate: float, seconds: float) -> dict[str, Any]:
     errors: list[str] = []
     sent = 0
-    seen: list[tuple[float, dict[str, tuple[int, int]]]] = []
+    names: dict[int, str] = {}
+    seen: list[tuple[float, dict[int, tuple[int, int]]]] = []
     pictures: list[int] = []
     started = time.monotonic()
     sampled = started - EVERY_S
@@ -49,7 +50,7 @@ def soak(service: Endpoint, rate: float, seconds: float) -> dict[str, Any]:
         while (now := time.monotonic()) < started + seconds:
             if now - sampled >= EVERY_S:
                 sampled = now
-                seen.append((now - started, taken(service)))
+                seen.append((now - started, taken(service, names)))
                 pictures.append(sum(1 for _ in (service.store / "pictures").iterdir()))
             pool.submit(one, service, sent, errors)
             sent += 1
@@ -57,10 +58,11 @@ def soak(service: Endpoint, rate: float, seconds: float) -> dict[str, Any]:
     warm = [(at, there) for at, there in seen if at > seconds / 3]
     slopes: dict[str, float] = {}
     files: dict[str, list[int]] = {}
-    for name in sorted(set.intersection(*(set(there) for _, there in warm))):
-        memory = [there[name][0] / MIB for _, there in warm]
+    for process in sorted(set.intersection(*(set(there) for _, there in warm))):
+        memory = [there[process][0] / MIB for _, there in warm]
+        name = f"{names[process]} {process}"
         slopes[name] = round(600 * float(np.polyfit([at for at, _ in warm], memory, 1)[0]), 2)
-        files[name] = [warm[0][1][name][1], warm[-1][1][name][1]]
+        files[name] = [warm[0][1][process][1], warm[-1][1][process][1]]
     return {
         "sent": sent,
         "errors": errors[:5],
@@ -97,13 +99,14 @@ def one(service: Endpoint, seed: int, errors: list[str]) -> None:
         errors.append(repr(error)[:300])
 
 
-def taken(service: Endpoint) -> dict[str, tuple[int, int]]:
-    """Bytes of memory and open files of each process, by what it is."""
-    found: dict[str, tuple[int, int]] = {}
+def taken(service: Endpoint, names: dict[int, str]) -> dict[int, tuple[int, int]]:
+    """Bytes of memory and open files of each process; `names` learns what each was called at first: Ray's change."""
+    found: dict[int, tuple[int, int]] = {}
     for process in service.processes():
         try:
-            name = process.name() if process.pid == service.process.pid else command_line(process).split(" ")[0]
-            found[f"{name.rpartition('/')[2]} {process.pid}"] = process.memory_info().rss, process.num_fds()
+            called = process.name() if process.pid == service.process.pid else command_line(process).split(" ")[0]
+            names.setdefault(process.pid, called.rpartition("/")[2])
+            found[process.pid] = process.memory_info().rss, process.num_fds()
         except psutil.Error:
             continue
     return found
