@@ -28,7 +28,7 @@ MIN_TILE_PX = 64
 DRAWN_SIDE_PX = 1024
 """Output pixels a side that the network draws at once."""
 
-PROCESS_BYTES = 700 << 20
+PROCESS_BYTES = 800 << 20
 """The interpreter with torch and the libraries, and what allocators keep."""
 
 JP2_SAMPLE_BYTES = 14

@@ -107,4 +107,6 @@ def _compressed(x: Floats, order: Order, rng: np.random.Generator) -> Floats:
     bgr = np.clip(np.rint(x[..., ::-1]), 0, 255).astype(np.uint8)
     done, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))
     assert done
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].astype(np.float32)
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return decoded[..., ::-1].astype(np.float32)
