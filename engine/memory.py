@@ -5,6 +5,11 @@ import re
 from pathlib import Path
 from typing import Literal
 
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+_KEPT_BLOCK_BYTES = 1 << 30
+_THREAD_HEAP_BYTES = 64 << 20
+"""Threads but the first have heaps of this size; an empty one is kept where as much is to be spared."""
+
 
 def process_memory(kind: Literal["VmRSS", "VmHWM", "VmData"]) -> int | None:
     """Bytes resident now (VmRSS), at most so far (VmHWM), or private and writable (VmData); None where nothing counts.
@@ -19,12 +24,6 @@ def process_memory(kind: Literal["VmRSS", "VmHWM", "VmData"]) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
-KEPT_BLOCK_BYTES = 1 << 30
-_THREAD_HEAP_BYTES = 64 << 20
-"""Threads but the first have heaps of this size; an empty one is kept where as much is to be spared."""
-
-
 def keep_freed_memory() -> None:
     """Lets what is freed be used again in place of going back to the system, up to `return_freed_memory`.
 
@@ -33,7 +32,7 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BLOCK_BYTES)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)  # the most that it takes
         mallopt(_M_TOP_PAD, _THREAD_HEAP_BYTES)
 
