@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +53,7 @@ _KEPT_TAGS = frozenset(
 """Tags of the layout and the samples, those that `engine.metadata` carries, and those it tells of itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """One tag: its values lie in `data`, or in the file from `offset` on."""
 
     kind: int

@@ -4,6 +4,7 @@ Prints one JSON line: what each file was refused with, the processor seconds it 
 """
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -44,14 +45,17 @@ def main(folder: Path) -> None:
     before = process_memory("VmHWM")
     found: dict[str, tuple[str, str, float]] = {}
     for path in sorted(folder.iterdir()):
-        begun = time.process_time()
-        try:
-            code, said = "accepted", str(probe(path))
-        except EngineError as error:
-            code, said = error.code, str(error)
-        except Exception as error:
-            code, said = "untyped", repr(error)
-        found[path.name] = (code, said, time.process_time() - begun)
+        seconds = math.inf
+        for _ in range(3):  # the least: on a busy machine the processor itself is slower
+            begun = time.process_time()
+            try:
+                code, said = "accepted", str(probe(path))
+            except EngineError as error:
+                code, said = error.code, str(error)
+            except Exception as error:
+                code, said = "untyped", repr(error)
+            seconds = min(seconds, time.process_time() - begun)
+        found[path.name] = (code, said, seconds)
     grown_bytes = process_memory("VmHWM") - before
     sys.stdout.write(json.dumps({"found": found, "started": started, "grown_bytes": grown_bytes}) + "\n")
 
