@@ -17,6 +17,10 @@ from engine.header import PICTURE_SUFFIXES
 from engine.image import ArrayPicture, Picture, Source, decode, probe
 from engine.staged import Pixels, RawFile, check_inside
 
+DETECTED = "auto"
+"""In place of a mask file: the damage is to be found."""
+MASK_SUFFIX = ".mask.png"
+"""Of what is found."""
 _STRIP_PIXELS = 1 << 22
 
 
@@ -84,16 +88,14 @@ def read_mask(path: Path, *, size: Size, scratch: Path) -> Mask:
 
 
 def find_mask(option: Path | str, *, image: Path) -> Path | None:
-    """The mask file that an option means for one picture; None for none.
+    """The mask file that an option means for one picture; None for none, and for one that is still to be found.
 
     A folder is searched for `<stem>.mask.<suffix>`; one that is not the picture's own then for the name of the picture
     and for its stem with any suffix.
     Raises MaskUnavailable where there is no such file or more than one of the same rank.
     """
-    if option == "none":
+    if option in ("none", DETECTED):
         return None
-    if option == "auto":
-        raise MaskUnavailable(f"{image}: finding the damage needs the damage detector; give --mask FILE or none.")
     option = Path(option)
     if option.is_file():
         return option

@@ -67,7 +67,7 @@ def tiling_for(
 
 def memory_bytes(card: Card, tiling: Tiling, scale: int, channels: int, dtype: str) -> int:
     """Upper bound of one process's memory: the widest layers, the shard, the residual's working set."""
-    config = card.config
+    config = card.sizes
     levels = scale.bit_length() - 1
     head = tiling.batch * (tiling.tile_px + 2 * card.context_px["1"]) ** 2 * 4 * (3 * config.head_channels + 40)
     widest = head
@@ -205,7 +205,7 @@ def network_operations(card: Card, tiling: Tiling, output: Size, scale: int) -> 
 
 def _operations(card: Card, tiling: Tiling, scale: int) -> tuple[float, float]:
     """Multiply-adds for one tile: with its halo, and for its own pixels alone."""
-    config, local, levels = card.config, _shape_of(card.config), scale.bit_length() - 1
+    config, local, levels = card.sizes, _shape_of(card.sizes), scale.bit_length() - 1
     tile = tiling.tile_px
     head = 9 * config.head_channels * (config.guide_channels + 11 + 2 * config.head_blocks * config.head_channels)
     if levels == 0:

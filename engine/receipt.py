@@ -62,6 +62,8 @@ class Job:
     tiff_compression: str = "deflate"
     remote: Prefix | None = None
     """Where the outputs go instead, on an object store: then `out` is for temporary files only."""
+    detect: bool = False
+    """Whether the mask, which is none so far, is to be found in the picture first."""
     shard_px: int | None = None
     """Side of the canvas' shards in pixels; None: that of an archive's."""
 

@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from engine import remote
+from engine.detection import DamageDetector
 from engine.errors import InputError, OutputBusy, PlanError, StorageError, UnreadableInput
 from engine.generated_map import GENERATED, Generated, restored_region, write_generated_map
 from engine.geometry import Box, Size
 from engine.guide import make_guide
 from engine.image import ArrayPicture, ImageInfo, Pixels, Source, digest
 from engine.isolate import decode_in_child, probe_in_child, read_mask_in_child
-from engine.mask import Mask, array_mask, find_mask, no_mask
+from engine.mask import DETECTED, Mask, array_mask, find_mask, no_mask
 from engine.memory import return_freed_memory
 from engine.metadata import Metadata
 from engine.models.checkpoint import for_degradation, load
@@ -89,14 +90,29 @@ class Restorer:
             )
         return TorchRunner(self.checkpoint, precision=self._precision, threads=self._threads, device=self._device)
 
+    @cached_property
+    def _detector(self) -> DamageDetector:
+        return DamageDetector()
+
     def ready(self) -> None:
         """Loads the network. To be called in the thread that will draw: torch keeps the number of threads by thread."""
         _ = self._runner
 
-    def plan(self, job: Job, request: Request) -> tuple[Plan, Tiling, ImageInfo]:
-        """What would be done, from headers and digests; nothing is decoded or written."""
+    def with_mask(self, job: Job, request: Request) -> Job:
+        """The job with the mask that was found, where one is to be; it is looked for once. Raises OutputExists."""
+        if not job.detect:
+            return job
         info = probe_in_child(job.image, max_pixels=job.max_pixels, page=request.page)
-        mask_sha256 = "none" if job.mask is None else digest_of(job.mask).sha256
+        found = self._detector.mask_of(info, job.out, job.name, replace=job.replace)
+        return replace(job, mask=found.path, detect=False)
+
+    def plan(self, job: Job, request: Request) -> tuple[Plan, Tiling, ImageInfo]:
+        """What would be done, from headers and digests; nothing is decoded or written.
+
+        Where the mask is still to be found, the plan is one of the same size, and of no use otherwise.
+        """
+        info = probe_in_child(job.image, max_pixels=job.max_pixels, page=request.page)
+        mask_sha256 = "unread" if job.detect else "none" if job.mask is None else digest_of(job.mask).sha256
         plan, tiling = make_plan(
             request,
             info,
@@ -121,6 +137,7 @@ class Restorer:
     def restore(self, job: Job, request: Request, progress: Progress | None = None) -> Receipt:
         """Restore, or resume, or find finished; raises an EngineError that says what stood in the way."""
         started = time.monotonic()
+        job = self.with_mask(job, request)
         plan, tiling, info = self.plan(job, request)
         if job.remote is not None:
             outputs, done, reused = self._make_remote(plan, job, job.remote, request, info, tiling, progress)
@@ -144,6 +161,7 @@ class Restorer:
 
     def lay_out(self, job: Job, request: Request) -> bool:
         """Begins a picture, for `Part` to draw its shards; False where it is finished, or has its canvas already."""
+        job = self.with_mask(job, request)
         plan, _, info = self.plan(job, request)
         if is_finished(plan, job.targets, job) or plan_id_of(published_canvas(job.out, job.name)) == plan.plan_id:
             return False
@@ -328,6 +346,7 @@ class Part:
 
     def __init__(self, restorer: Restorer, job: Job, request: Request, scratch: Path) -> None:
         """`scratch`: a folder of this process alone, for the decoded picture."""
+        job = restorer.with_mask(job, request)
         self.plan, self.tiling, info = restorer.plan(job, request)
         self.canvas = Canvas.join(self.plan, job.out)
         self._work = _Work(restorer, self.canvas, job, request, info, self.tiling, scratch)
@@ -452,8 +471,9 @@ def restore(
 ) -> Receipt:
     """Restore one picture into the folder, or below the ``s3://`` URL, `out`.
 
-    image, mask: files or URLs; any non-zero mask pixel is missing. scale: 1, 2, 4, 8 or 16; long_side: output pixels,
-    in its place. box: (y, x, h, w) in input pixels. Raises an EngineError with both numbers and the remedy.
+    image, mask: files or URLs; any non-zero mask pixel is missing; "auto" finds the damage. scale: 1, 2, 4,
+    8 or 16; long_side: output pixels, in its place. box: (y, x, h, w) in input pixels. Raises an EngineError with both
+    numbers and the remedy.
     """
     region = None if box is None else Box(box[0], box[1], box[0] + box[2], box[1] + box[3])
     request = Request(
@@ -463,9 +483,11 @@ def restore(
     where = place(str(out))
     with tempfile.TemporaryDirectory(prefix="engine-") as fetched:
         path = local_copy(str(image), Path(fetched, "image"))
-        found = None if mask is None else find_mask(local_copy(str(mask), Path(fetched, "mask")), image=path)
+        detect = mask == DETECTED
+        given = None if mask is None or detect else local_copy(str(mask), Path(fetched, "mask"))
+        found = None if given is None else find_mask(given, image=path)
         if isinstance(where, Path):
-            job = Job(path, found, where, path.stem, tuple(formats), replace)
+            job = Job(path, found, where, path.stem, tuple(formats), replace, detect=detect)
         else:
-            job = Job(path, found, Path(fetched), path.stem, tuple(formats), replace, remote=where)
+            job = Job(path, found, Path(fetched), path.stem, tuple(formats), replace, remote=where, detect=detect)
         return restorer.restore(job, request)

@@ -57,7 +57,7 @@ class _Entry(NamedTuple):
     """One tag: its values lie in `data`, or in the file from `offset` on."""
 
     kind: int
-    count: int
+    num_values: int
     data: bytes
     offset: int
 
@@ -71,10 +71,10 @@ class _Directory:
     def values(self, tag: int, most: int = _MAX_VALUES) -> NDArray[np.uint64]:
         """The unsigned integers of a tag; none where it is absent, of another type, or has more than `most`."""
         entry = self.entries.get(tag)
-        if entry is None or entry.kind not in _UINT_CODES or not 0 < entry.count <= most:
+        if entry is None or entry.kind not in _UINT_CODES or not 0 < entry.num_values <= most:
             return np.empty(0, np.uint64)
         code = np.dtype(self.reader.order + _UINT_CODES[entry.kind])
-        num_bytes = entry.count * code.itemsize
+        num_bytes = entry.num_values * code.itemsize
         raw = entry.data[:num_bytes] or self.reader.take(entry.offset, num_bytes)
         return np.frombuffer(raw, code).astype(np.uint64)
 
@@ -84,7 +84,7 @@ class _Directory:
 
     def count(self, tag: int) -> int:
         entry = self.entries.get(tag)
-        return 0 if entry is None else entry.count
+        return 0 if entry is None else entry.num_values
 
     @property
     def path(self) -> Path:

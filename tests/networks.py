@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from engine.models.checkpoint import Checkpoint, load, save
 from engine.models.cra_srgan.config import Config
 from engine.models.cra_srgan.generator import CraSrgan
+from engine.models.detector import Detector
+from engine.models.detector_config import DetectorConfig
 
 TINY = Config(
     guide_channels=7,
@@ -104,3 +106,29 @@ def random_checkpoint(folder: Path, config: Config, *, seed: int = 0) -> Path:
 def random_model(folder: Path, config: Config, *, seed: int = 0) -> Checkpoint:
     """A random network as the engine loads it."""
     return load(str(random_checkpoint(folder, config, seed=seed)))
+
+
+def random_detector(folder: Path, *, seed: int = 0) -> Path:
+    """The weights file of a small detector that finds damage anywhere, with its card beside it."""
+    torch.manual_seed(seed)
+    config = DetectorConfig(channels=(8, 8, 8, 8))
+    network = Detector(config).eval()
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                layer.weight.mul_(2.0)
+        logits = network(torch.rand(1, 3, 256, 256))
+        network.leave.weight.div_(logits.std())
+        network.leave.bias.copy_((network.leave.bias - logits.mean()) / logits.std())
+    path = folder / f"detector-{seed}.safetensors"
+    save(
+        path,
+        network.state_dict(),
+        config=config,
+        name=path.stem,
+        degradation="film",
+        licence="none",
+        training={},
+        numbers={},
+    )
+    return path

@@ -80,14 +80,24 @@ class Estimate:
 
 
 def estimate(
-    items: Iterable[Item], request: Request, card: Card, *, out: Path, formats: tuple[str, ...], max_pixels: int
+    items: Iterable[Item],
+    request: Request,
+    card: Card,
+    *,
+    out: Path,
+    formats: tuple[str, ...],
+    max_pixels: int,
+    detect: bool = False,
 ) -> Estimate:
-    """Adds up what `restore` would plan for each item; a mask is looked at for its size only."""
+    """Adds up what `restore` would plan for each item; a mask is looked at for its size only.
+
+    detect: damage is to be found; everything counts as if there were some.
+    """
     total = Estimate()
     for item, probed in _probed(iter(items), max_pixels):
         total.num_pictures += 1
         try:
-            job = item.job(out, formats, max_pixels=max_pixels)
+            job = item.job(out, formats, max_pixels=max_pixels, detect=detect)
             for found in probed:
                 if isinstance(found, EngineError):
                     raise found
@@ -113,7 +123,7 @@ def _add(total: Estimate, job: Job, probed: Sequence[ImageInfo], request: Reques
     for mask in masks:
         if mask.size != info.size:
             raise MaskMismatch(f"{mask.path}: the mask is {mask.size} px, the picture is {info.size} px.")
-    has_mask = job.mask is not None
+    has_mask = job.mask is not None or job.detect
     mask_sha256 = "unread" if has_mask else "none"
     plan, tiling = make_plan(
         request, info, card, name=job.name, input_sha256="unread", mask_sha256=mask_sha256, formats=job.formats

@@ -18,6 +18,7 @@ from engine.batch.names import Names
 from engine.batch.search import Search
 from engine.errors import MaskUnavailable, PlanError, UnreadableInput
 from engine.image import MAX_PIXELS
+from engine.mask import DETECTED
 from engine.objects import SCHEME, Prefix, local_copy
 from engine.receipt import Job
 
@@ -44,6 +45,7 @@ class Item:
         max_pixels: int = MAX_PIXELS,
         tiff_compression: str = "deflate",
         remote: Prefix | None = None,
+        detect: bool = False,
     ) -> Job:
         """What to do with it, in the sub-folder of `out` that its name asks for; with `remote`, in that below it.
 
@@ -60,7 +62,9 @@ class Item:
         mask = None if self.mask is None else Path(self.mask)
         if remote is not None:  # `out` is for temporary files
             remote, folder = (remote / folder if folder else remote), ""
-        return Job(Path(self.image), mask, out / folder, name, formats, replace, max_pixels, tiff_compression, remote)
+        return Job(
+            Path(self.image), mask, out / folder, name, formats, replace, max_pixels, tiff_compression, remote, detect
+        )
 
     @property
     def is_remote(self) -> bool:
@@ -87,12 +91,13 @@ class Item:
 def find_inputs(sources: Sequence[str], *, out: str | None, mask: str = "none") -> Iterator[Item]:
     """All pictures of the sources in a fixed order, each once; masks are looked up as the items are taken.
 
-    `mask` is a file, a folder, "none" or "auto". What is left out is said in `engine.batch.search`.
+    `mask` is a file, a folder, "none" or `DETECTED`, for which items have none either. What is left out is
+    said in `engine.batch.search`.
     Raises UnreadableInput for a source without pictures, PlanError where `out` lies in what is searched (None: not
     looked at) and where pictures would share an output.
     """
     folders = Folders()
-    given = None if mask in ("none", "auto") else mask
+    given = None if mask in ("none", DETECTED) else mask
     search = Search(folders, out=out, mask=given)
     found: dict[str, int] = {}  # picture → where in it the part begins that is mirrored
     for source in sources:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from engine.batch.listing import S3, Folders
 from engine.errors import MaskUnavailable, UnreadableInput
 from engine.header import PICTURE_SUFFIXES
-from engine.mask import find_mask, mask_names
+from engine.mask import DETECTED, find_mask, mask_names
 
 
 class Masks:
@@ -21,7 +21,7 @@ class Masks:
         if option.startswith(S3):
             self._is_folder = PurePosixPath(option).suffix.lower() not in PICTURE_SUFFIXES
         else:
-            self._is_folder = option not in ("none", "auto") and os.path.isdir(option)
+            self._is_folder = option not in ("none", DETECTED) and os.path.isdir(option)
 
     def find(self, image: str, relative: str) -> str | None:
         """The mask of the picture that lies at `relative` (with slashes) in its source; None: nothing is missing.

@@ -4,14 +4,17 @@ import dataclasses
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.batch.inputs import Item
+from engine.detection import DamageDetector
 from engine.errors import EngineError, InputError, PlanError
 from engine.failpoints import hit
+from engine.isolate import probe_in_child
 from engine.objects import Prefix
 from engine.planning import PIXEL_VERSION
 from engine.receipt import Job, read_receipt, receipt_path
@@ -40,6 +43,8 @@ class Order:
     replace: bool = False
     remote: Prefix | None = None
     """Where the outputs go instead, on an object store: then `out` is for temporary files only."""
+    detect: bool = False
+    """Whether the damage of each picture is to be found."""
 
     def restorer(self, *, threads: int | None = None) -> Restorer:
         return Restorer(
@@ -59,6 +64,7 @@ class Order:
             max_pixels=self.max_pixels,
             tiff_compression=self.tiff_compression,
             remote=self.remote,
+            detect=self.detect,
         )
 
     def request_id(self, model_sha256: str) -> str:
@@ -128,6 +134,21 @@ def restore_item(restorer: Restorer, item: Item, order: Order, progress: Progres
         )
 
     return guarded(item, restored)
+
+
+def find_damage_of(item: Item, order: Order, detector: DamageDetector) -> Outcome:
+    """The mask that a picture would be restored with; never raises an EngineError."""
+
+    def found() -> Outcome:
+        started = time.monotonic()
+        with item.local() as local:
+            job = order.job(local)
+            info = probe_in_child(job.image, max_pixels=job.max_pixels, page=order.request.page)
+            mask = detector.mask_of(info, job.out, job.name, replace=job.replace)
+        notes = () if mask.share is None else (f"{mask.share:.2%} of it is damaged",)
+        return Outcome(item, DONE, seconds=time.monotonic() - started, outputs=(str(mask.path),), notes=notes)
+
+    return guarded(item, found)
 
 
 def guarded(item: Item, act: Callable[[], _T]) -> _T | Outcome:

@@ -118,7 +118,9 @@ LocalFolder = Annotated[
 ]
 MaskOption = Annotated[
     str,
-    typer.Option("--mask", help="Mask file (non-zero = missing), a folder of masks, or none.", metavar="FILE|DIR|none"),
+    typer.Option(
+        "--mask", help="Mask file (non-zero = missing), a folder of masks, auto or none.", metavar="FILE|DIR|auto|none"
+    ),
 ]
 ScaleOption = Annotated[Scale | None, typer.Option("--scale", help="Enlargement.")]
 LongSide = Annotated[int | None, typer.Option("--long-side", min=1, help="Long side of the output in pixels.")]
@@ -139,4 +141,5 @@ StripMetadata = Annotated[
 TiffCompression = Annotated[Compression, typer.Option("--tiff-compression", help="Of TIFF outputs; all lossless.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Swap earlier outputs of another plan.")]
 MaxPixels = Annotated[int, typer.Option("--max-pixels", min=1, help="Refuse inputs with more pixels than this.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per picture on stdout.")]
 DEFAULT_FORMATS = [Format.OME_ZARR, Format.PNG]

@@ -11,6 +11,7 @@ import typer
 from engine.cli.app import app, say, typed_errors
 from engine.cli.options import (
     DEFAULT_FORMATS,
+    AsJson,
     BoxOption,
     Compression,
     Degradation,
@@ -73,13 +74,14 @@ def restore(
     gpu_share: Annotated[
         float, typer.Option("--gpu-share", min=0, max=1, help="Of a GPU, for each process of the workers.")
     ] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fill the holes of pictures and raise their detail."""
     from engine.batch.inputs import find_inputs
     from engine.batch.run import RAY_ABOVE, restore_all
     from engine.batch.work import Order, Workers
     from engine.console import Console, Meter, exit_code
+    from engine.mask import DETECTED
     from engine.objects import Prefix, place
 
     if address is not None and address.startswith("http"):
@@ -99,6 +101,7 @@ def restore(
             max_pixels,
             replace,
             where if isinstance(where, Prefix) else None,
+            mask == DETECTED,
         )
         restorer = order.restorer()
         items = list(find_inputs(inputs, out=str(where), mask=mask))
@@ -151,28 +154,64 @@ def plan(
     from engine.batch.estimate import check_disk, core_rate, estimate, to_text
     from engine.batch.inputs import find_inputs
     from engine.console import describe_plan
+    from engine.mask import DETECTED
     from engine.restoration import Restorer
     from engine.tiling.plan import validate
 
     with typed_errors():
         request = _request(scale, long_side, box, precision, max_memory, page, strip_metadata)
         restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
-        card, folder = restorer.checkpoint.card, out or Path()
+        card, folder, detect = restorer.checkpoint.card, out or Path(), mask == DETECTED
         wanted = tuple(dict.fromkeys(fmt.value for fmt in formats))
         items = find_inputs(inputs, out=None if out is None else str(out), mask=mask)
         first = list(islice(items, 2))
         if len(first) == 1:
-            job = first[0].job(folder, wanted, max_pixels=max_pixels, tiff_compression=tiff_compression.value)
+            job = first[0].job(
+                folder, wanted, max_pixels=max_pixels, tiff_compression=tiff_compression.value, detect=detect
+            )
             made, tiling, info = restorer.plan(job, request)
             for line in describe_plan(made, tiling, info, card, restorer.measured_rate()).split("\n"):
                 say(line)
             validate(made, out=folder, max_memory_bytes=max_memory)
             return
-        total = estimate(chain(first, items), request, card, out=folder, formats=wanted, max_pixels=max_pixels)
+        total = estimate(
+            chain(first, items), request, card, out=folder, formats=wanted, max_pixels=max_pixels, detect=detect
+        )
         here, core = restorer.measured_rate(), core_rate(restorer)
         typer.echo(to_text(total, out=folder, here_per_s=here, core_per_s=core, num_workers=workers, speed=speed))
         check_disk(total, folder, num_workers=workers or 1)
     raise typer.Exit(total.exit_code)
+
+
+@app.command("mask")
+def find_damage(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option("--out", help="Folder.", parser=parse_local, metavar="DIR")],
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", min=0.01, max=0.99, help="Lower finds more; the model's by default.")
+    ] = None,
+    max_pixels: MaxPixels = 1 << 30,
+    page: Page = None,
+    replace: Replace = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the mask that --mask auto would use, to be edited and given back with --mask."""
+    from engine.batch.inputs import find_inputs
+    from engine.batch.work import Order, find_damage_of
+    from engine.console import Console, exit_code
+    from engine.detection import DamageDetector
+    from engine.request import Request
+
+    with typed_errors():
+        order = Order(out, Request(page=page), (), max_pixels=max_pixels, replace=replace)
+        items, detector = list(find_inputs(inputs, out=str(out))), DamageDetector(threshold=threshold)
+        with Console(num_pictures=len(items), as_json=as_json) as console:
+            ends: list[tuple[str, str | None]] = []
+            for item in items:
+                outcome = find_damage_of(item, order, detector)
+                console.tell(outcome)
+                ends.append((outcome.status, outcome.reason))
+    raise typer.Exit(exit_code(ends))
 
 
 @app.command()

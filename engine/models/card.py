@@ -8,6 +8,10 @@ from typing import Any, cast
 
 from engine.errors import ModelError
 from engine.models.cra_srgan.config import Config
+from engine.models.detector_config import DetectorConfig
+
+CONFIGS: Mapping[str, type[Config] | type[DetectorConfig]] = {"cra-srgan": Config, "detector": DetectorConfig}
+"""By the name of the architecture."""
 
 Value = str | int | float | bool | None | Mapping[str, "Value"] | list["Value"]
 
@@ -20,7 +24,7 @@ class Card:
     network: str
     """Name of the architecture."""
     task: str
-    """inpaint | restore | sr | joint"""
+    """joint (fills and enlarges) or detect"""
     scales: tuple[int, ...]
     context_px: Mapping[str, int]
     """Per scale: input pixels around a tile that its output depends on."""
@@ -28,13 +32,22 @@ class Card:
     degradation: str
     """clean (antialiased bicubic reduction) or scan (blur, noise, JPEG)."""
     licence: str
-    config: Config
+    config: Config | DetectorConfig
     sha256: str
     """Of the weights file."""
     parameters: int
     training: Mapping[str, Value] = field(default_factory=dict[str, Value])
     numbers: Mapping[str, Value] = field(default_factory=dict[str, Value])
     """Measured quality, with the command that measures it."""
+
+    @property
+    def sizes(self) -> Config:
+        """Of a generator. Raises ModelError for the card of another network."""
+        if not isinstance(self.config, Config):
+            raise ModelError(
+                f"model {self.name!r} is for the task {self.task!r}, a generator is needed; choose another"
+            )
+        return self.config
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -46,7 +59,12 @@ class Card:
             fields = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
             config = cast("dict[str, Any]", fields.pop("config"))
             sizes: dict[str, Any] = {name: _frozen(value) for name, value in config.items()}
-            return cls(config=Config(**sizes), scales=tuple(fields.pop("scales")), **fields)
+            if fields["network"] not in CONFIGS:
+                known = ", ".join(CONFIGS)
+                raise ModelError(
+                    f"{path}: network {fields['network']!r} is not among the {len(CONFIGS)} known: {known}"
+                )
+            return cls(config=CONFIGS[fields["network"]](**sizes), scales=tuple(fields.pop("scales")), **fields)
         except FileNotFoundError:
             raise ModelError(f"{path}: no card beside the weights; every checkpoint needs 1, 0 found") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.models.card import Card, Value
-from engine.models.cra_srgan.config import SCALES, Config
+from engine.models.cra_srgan.config import Config
 from engine.models.cra_srgan.generator import CraSrgan
+from engine.models.cra_srgan.layers import Padding
+from engine.models.detector import Detector
+from engine.models.detector_config import DetectorConfig
 
-NETWORKS = {"cra-srgan": CraSrgan}
 DEFAULTS = {"clean": "lite"}
 """Embedded model per degradation."""
 
@@ -64,30 +66,47 @@ def read_card(path: Path) -> Card:
     return Card.read(path.with_suffix(".json"))
 
 
+def build(config: Config | DetectorConfig, *, padding: Padding = "valid") -> CraSrgan | Detector:
+    """The network of these sizes, untrained."""
+    return CraSrgan(config, padding=padding) if isinstance(config, Config) else Detector(config)
+
+
 def load(model: str) -> Checkpoint:
     """The checkpoint, float32, ready for inference. Raises ModelError where bytes and card disagree."""
-    path = find(model)
+    card, network = _load(find(model))
+    if not isinstance(network, CraSrgan):
+        raise ModelError(f"model {model!r} is for the task {card.task!r}, 'joint' is needed; see `engine model list`")
+    return Checkpoint(card, network)
+
+
+def load_detector(model: str = "detector") -> tuple[Card, Detector]:
+    """As `load`, for a network that finds damage."""
+    card, network = _load(find(model))
+    if not isinstance(network, Detector):
+        raise ModelError(f"model {model!r} is for the task {card.task!r}, 'detect' is needed; see `engine model list`")
+    return card, network
+
+
+def _load(path: Path) -> tuple[Card, CraSrgan | Detector]:
     card = read_card(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != card.sha256:
         raise ModelError(
             f"{path}: sha256 is {digest[:12]}, its card says {card.sha256[:12]}; fetch both files again together"
         )
-    if card.network not in NETWORKS:
-        raise ModelError(f"{path}: network {card.network!r} is not among the {len(NETWORKS)} known: {list(NETWORKS)}")
-    network = NETWORKS[card.network](card.config)
+    network = build(card.config)
     try:
         network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     except (RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path}: the weights do not fit the card's network ({error})") from error
-    return Checkpoint(card, network.eval())
+    return card, network.eval()
 
 
 def save(
     path: Path,
     weights: Mapping[str, Tensor],
     *,
-    config: Config,
+    config: Config | DetectorConfig,
     name: str,
     degradation: str,
     licence: str,
@@ -95,17 +114,17 @@ def save(
     numbers: Mapping[str, Value],
 ) -> Card:
     """Write `path` (float16 safetensors) and the card beside it."""
-    network = CraSrgan(config)
+    network = build(config)
     halves = {key: value.to(torch.float16).contiguous() for key, value in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(halves, path)
     card = Card(
         name=name,
-        network="cra-srgan",
-        task="joint",
-        scales=SCALES,
-        context_px={str(scale): network.context_px(scale) for scale in SCALES},
-        align_px=CraSrgan.ALIGN_PX,
+        network=network.NAME,
+        task=network.TASK,
+        scales=network.SCALES,
+        context_px={str(scale): network.context_px(scale) for scale in network.SCALES},
+        align_px=network.ALIGN_PX,
         degradation=degradation,
         licence=licence,
         config=config,

@@ -109,13 +109,13 @@ def export(
     sheet = Sheet(read_level, tuple(level_sizes), channels, dtype, metadata)
     with storage_errors(path, needed_bytes=sheet.num_bytes):
         make_folders(path.parent)
-        with _partial(path) as partial:
+        with partial_beside(path) as partial:
             if fmt == "tiff":
                 write_tiff(partial, sheet, compression=tiff_compression)
             elif fmt == "jp2":
                 _write_jp2(partial, sheet)
             elif fmt in ("png", "jpeg", "iiif"):
-                with _partial(path) as flat:
+                with partial_beside(path) as flat:
                     write_tiff(flat, _flat(sheet), compression="none")
                     if fmt == "iiif":
                         write_iiif(flat, partial, identifier=f"{iiif_base.rstrip('/')}/{path.name}")
@@ -127,7 +127,7 @@ def export(
 
 
 @contextmanager
-def _partial(path: Path) -> Generator[Path]:
+def partial_beside(path: Path) -> Generator[Path]:
     """A name beside `path` that is gone at the end, unless what has it was moved."""
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:

@@ -85,16 +85,16 @@ def damage_mask(size: Size, *, seed: int, share: tuple[float, float]) -> _Mask:
     return _with_part_of(mask, shape, target - num_missing, rng)
 
 
-def film_mask(overlay_rgba: NDArray[np.uint8], size: Size, *, seed: int) -> _Mask:
+def film_mask(cover: NDArray[np.uint8], size: Size, *, seed: int) -> _Mask:
     """What a scanned film artefact hides when it lies somewhere on a picture of `size`.
 
-    `overlay_rgba` is `(h, w, 4)`; alpha above 0.1 is missing. The artefact is turned, flipped, scaled to 30-130 % of
+    `cover` is its alpha, `(h, w)`; what is above 0.1 is missing. The artefact is turned, flipped, scaled to 30-130 % of
     the picture's long side and placed with its centre inside the picture. Raises ValueError for another shape.
     """
-    if overlay_rgba.ndim != 3 or overlay_rgba.shape[2] != 4:
-        raise ValueError(f"an overlay is (h, w, 4), got {overlay_rgba.shape}")
+    if cover.ndim != 2:
+        raise ValueError(f"a cover is (h, w), got {cover.shape}")
     rng = np.random.default_rng(seed)
-    alpha = np.ascontiguousarray(overlay_rgba[:, :: int(rng.choice([-1, 1])), 3])
+    alpha = np.ascontiguousarray(cover[:, :: int(rng.choice([-1, 1]))])
     factor = size.long_side / max(alpha.shape) * rng.uniform(0.3, 1.3)
     if factor < 1:  # averaging keeps a hair whole where sampling would break it into dots
         h, w = (max(1, round(n * factor)) for n in alpha.shape)

@@ -5,6 +5,7 @@ Legend: B batch, H and W native pixels; tensors are (B, C, H, W) float32 in [0, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import cv2
@@ -17,10 +18,14 @@ from torch.nn import functional as F
 from engine.errors import TrainingError
 from engine.geometry import Size
 from engine.models.cra_srgan.handover import reduce_known
-from engine.train.damage import damage_mask
+from engine.train.colour import recoloured
+from engine.train.damage import damage_mask, film_mask
 from engine.train.degradation import degraded
+from engine.train.overlays import Overlays, overlaid
 from engine.train.stages import Draw, Stage
 
+FILM, MOST_FILM = 0.15, 0.5
+"""Share of the masks that are films' artefacts, and the most of a picture that these may cover."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"}
 
 Pixels = NDArray[np.uint8]
@@ -67,21 +72,38 @@ class ScaleBatch:
         return ScaleBatch(self.low.to(device), [target.to(device) for target in self.levels])
 
 
-Batch = DamagedBatch | ScaleBatch
-"""What a step is made on; both kinds go to another device."""
+@dataclass(frozen=True, slots=True)
+class OverlaidBatch:
+    """Crops on which hair, dust or scratches may lie, or of which parts are gone."""
+
+    picture: Tensor
+    """(B, 3, H, W)"""
+    damaged: Tensor
+    """(B, 1, H, W) 1 where it is damaged."""
+
+    def to(self, device: torch.device) -> "OverlaidBatch":
+        """The same batch on another device."""
+        return OverlaidBatch(self.picture.to(device), self.damaged.to(device))
+
+
+Batch = DamagedBatch | ScaleBatch | OverlaidBatch
+"""What a step is made on; all kinds go to another device."""
 
 
 class Pictures:
     """Every picture under the given folders, decoded into memory on first use."""
 
-    def __init__(self, folders: Sequence[Path], *, min_side_px: int) -> None:
-        paths = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    def __init__(self, folders: Sequence[Path], *, min_side_px: int, overlays: Path | None = None) -> None:
+        """`overlays`: a folder of films' artefacts, see `engine.train.overlays`."""
+        found = {p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES}
+        paths = sorted(p for p in found if overlays not in p.parents)
         if not paths:
             names = ", ".join(str(folder) for folder in folders)
             raise TrainingError(f"{names}: 0 pictures found, at least 1 needed; give --data a folder with pictures")
         self._paths = paths
         self._min_side_px = min_side_px
         self._decoded: dict[int, Pixels] = {}
+        self.overlays = Overlays(overlays)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -106,6 +128,8 @@ def batch_of(pictures: Pictures, stage: Stage, *, seed: int, step: int, rank: in
     draw = _draw(stage, np.random.default_rng((seed, number, step, 1)))
     mine = (seed, number, step) if world == 1 else (seed, number, step, 2 + rank)
     size = -(-draw.batch // world)
+    if stage.task == "detection":
+        return overlaid_batch(pictures, seed=mine, batch=size, side_px=draw.side_px)
     if draw.factor == 0:
         return scale_batch(pictures, seed=mine, batch=size, low_px=draw.side_px, levels=draw.levels, bad=stage.degraded)
     return damaged_batch(
@@ -124,7 +148,7 @@ def _draw(stage: Stage, rng: np.random.Generator) -> Draw:
 
 
 def crop_of(pictures: Pictures, rng: np.random.Generator, side_px: int, *, max_reduction: float) -> Pixels:
-    """A square crop (side, side, 3), turned and mirrored at random, from a picture reduced by up to `max_reduction`."""
+    """A square crop (side, side, 3), turned, mirrored and recoloured at random, reduced by up to `max_reduction`."""
     picture = pictures[int(rng.integers(len(pictures)))]
     h, w = int(picture.shape[0]), int(picture.shape[1])
     limit = max(1.0, min(max_reduction, min(h, w) / side_px))
@@ -134,7 +158,7 @@ def crop_of(pictures: Pictures, rng: np.random.Generator, side_px: int, *, max_r
     if read_px != side_px:
         out = cv2.resize(out, (side_px, side_px), interpolation=cv2.INTER_AREA).astype(np.uint8)
     out = np.rot90(out, int(rng.integers(4)))
-    return np.ascontiguousarray(out[:, ::-1] if rng.random() < 0.5 else out)
+    return recoloured(np.ascontiguousarray(out[:, ::-1] if rng.random() < 0.5 else out), rng)
 
 
 def to_tensor(crops: list[Pixels]) -> Tensor:
@@ -157,14 +181,22 @@ def damaged_batch(
     side_px = guide_px * factor
     high = to_tensor([crop_of(pictures, rng, side_px << levels, max_reduction=2.5) for _ in range(batch)])
     low = float(rng.choice([0.03, 0.12, 0.25], p=[0.15, 0.45, 0.4]))
-    masks = [
-        damage_mask(Size(side_px, side_px), seed=int(rng.integers(2**31)), share=(low, 1.8 * low)) for _ in range(batch)
-    ]
+    masks = [_mask(pictures.overlays, Size(side_px, side_px), rng, (low, 1.8 * low)) for _ in range(batch)]
     intact = (reduce_bicubic(high, 1 << levels) * 255).round() / 255
     missing = torch.as_tensor(np.stack(masks))[:, None].float()
     known_mean, share = reduce_known(intact, missing, factor)
     window = _window(missing, rng, min(window_px, side_px))
     return DamagedBatch(intact, missing, known_mean, share, factor, _ladder(high, levels), window)
+
+
+def _mask(overlays: Overlays, size: Size, rng: np.random.Generator, share: tuple[float, float]) -> NDArray[np.bool_]:
+    """Drawn shapes, or what lies under a film's artefacts, where there are such, and leaves most of the picture."""
+    seed = int(rng.integers(2**31))
+    if len(overlays) and rng.random() < FILM:
+        mask = film_mask(overlays.draw(rng), size, seed=seed)
+        if 0 < mask.mean() < MOST_FILM:
+            return mask
+    return damage_mask(size, seed=seed, share=share)
 
 
 def _ladder(high: Tensor, levels: int) -> list[Tensor]:
@@ -185,6 +217,18 @@ def reduce_bicubic(picture: Tensor, factor: int) -> Tensor:
         return picture
     size = (picture.shape[-2] // factor, picture.shape[-1] // factor)
     return F.interpolate(picture, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def overlaid_batch(pictures: Pictures, *, seed: tuple[int, ...], batch: int, side_px: int) -> OverlaidBatch:
+    """Crops of `side_px` pixels, most of them damaged."""
+    rng = np.random.default_rng(seed)
+    found: list[tuple[Pixels, NDArray[np.bool_]]] = []
+    for _ in range(batch):
+        enlarged = float(rng.choice([1.0, 4.0 ** rng.random()]))
+        crop = crop_of(pictures, rng, ceil(side_px / enlarged), max_reduction=2.5)
+        found.append(overlaid(crop, side_px, pictures.overlays, rng))
+    damaged = torch.as_tensor(np.stack([mask for _, mask in found]))[:, None].float()
+    return OverlaidBatch(to_tensor([picture for picture, _ in found]), damaged)
 
 
 def scale_batch(

@@ -103,7 +103,11 @@ def _noisy(x: Floats, order: Order, rng: np.random.Generator) -> Floats:
 
 
 def _compressed(x: Floats, order: Order, rng: np.random.Generator) -> Floats:
-    quality = int(rng.integers(order.quality[0], order.quality[1] + 1))
+    return compressed(x, int(rng.integers(order.quality[0], order.quality[1] + 1)))
+
+
+def compressed(x: Floats, quality: int) -> Floats:
+    """What JPEG of this quality leaves."""
     bgr = np.clip(np.rint(x[..., ::-1]), 0, 255).astype(np.uint8)
     done, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))
     assert done

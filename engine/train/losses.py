@@ -41,6 +41,12 @@ def _hole_square(prediction: Tensor, target: Tensor, missing: Tensor) -> Tensor:
     return (((prediction - target) * missing) ** 2).sum((1, 2, 3)) / count.clamp(min=1)
 
 
+def dice(probability: Tensor, target: Tensor) -> Tensor:
+    """1 - the soft Dice coefficient of all masks of a batch together (Milletari et al. 2016, V-Net, section 3)."""
+    overlap = 2 * (probability * target).sum()
+    return 1 - (overlap + 1) / ((probability**2).sum() + (target**2).sum() + 1)
+
+
 def sobel_edges(picture: Tensor) -> Tensor:
     """Horizontal and vertical Sobel gradients of each channel, (B C, 2, H - 2, W - 2)."""
     across = picture.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from engine.models.cra_srgan import config
+from engine.models.detector_config import DetectorConfig
 from engine.train.stages import GLOBAL, LOCAL, Draw, LossWeights, Stage
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     name: str
-    model: config.Config
+    model: config.Config | DetectorConfig
     stages: tuple[Stage, ...]
     degradation: str = "clean"
     seed: int = 20
@@ -61,6 +62,20 @@ def lite_scan() -> Recipe:
         degraded=True,
     )
     return Recipe(name="lite_scan", model=config.lite_scan(), stages=(stage,), degradation="scan")
+
+
+def detector() -> Recipe:
+    """What finds damage, for masks that nobody has to draw."""
+    stage = Stage(
+        name="detection",
+        task="detection",
+        trains=("",),
+        steps=5000,
+        learning_rate=1e-3,
+        losses=LossWeights(pixel=1.0, dice=0.5),
+        draws=(Draw(probability=1.0, batch=8, side_px=192),),
+    )
+    return Recipe(name="detector", model=DetectorConfig(), stages=(stage,), degradation="film")
 
 
 def full() -> Recipe:
@@ -170,5 +185,5 @@ def _adversarial() -> Stage:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    make.__name__: make for make in (lite, lite_scan, full, gan, heritage, medical, report)
+    make.__name__: make for make in (lite, lite_scan, detector, full, gan, heritage, medical, report)
 }

@@ -52,7 +52,7 @@ class Run:
 
     recipe: Recipe
     data: Path
-    """Folder of training pictures; `photos` and `scenes` below it are told apart where they exist."""
+    """Folder of training pictures; `photos`, `scenes` and `film_damage` (overlays) below are told apart."""
     folder: Path
     data_licence: str
     """Of the pictures; goes on the card."""
@@ -78,10 +78,12 @@ class Run:
         """Whole compositions and detail for holes, detail alone for super-resolution."""
         photos, scenes = self.data / "photos", self.data / "scenes"
         widest_px = max(draw.side_px * max(draw.factor, 1) << draw.levels for draw in stage.draws)
-        if not photos.is_dir():
-            return Pictures([self.data], min_side_px=widest_px)
         folders = [photos] if stage.task == "super-resolution" or not scenes.is_dir() else [photos, scenes]
-        return Pictures(folders, min_side_px=widest_px)
+        return Pictures(
+            folders if photos.is_dir() else [self.data],
+            min_side_px=widest_px,
+            overlays=self.data / "film_damage",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Literal
 from engine.geometry import ceil_div
 from engine.train.losses import Adversarial
 
-Task = Literal["coarse", "inpainting", "super-resolution", "joint"]
+Task = Literal["coarse", "inpainting", "super-resolution", "joint", "detection"]
 
 GLOBAL = ("guide.", "local.head.")
 LOCAL = (
@@ -36,6 +36,8 @@ class LossWeights:
     perceptual: float = 0.0
     style: float = 0.0
     adversarial: float = 0.0
+    dice: float = 0.0
+    """Of masks, beside the cross-entropy, which `pixel` weighs."""
 
     @property
     def needs_features(self) -> bool:
@@ -49,7 +51,7 @@ class Draw:
     probability: float
     batch: int
     side_px: int
-    """Guide side (damaged batches) or input side (scale batches), in pixels, a multiple of 8."""
+    """Guide side (damaged batches) or input side (others), in pixels, a multiple of 8; for detection of 16."""
     factor: int = 0
     """Native pixels per guide pixel; 0 draws intact pictures without a guide."""
     levels: int = 0

@@ -15,8 +15,9 @@ from engine.geometry import ceil_div
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.models.cra_srgan.guide import GlobalPass, harmonic_fill
 from engine.models.cra_srgan.handover import RATIO_LIMIT, aggregate, balanced, contrast, detail_gain, with_ratio
+from engine.models.detector import Detector
 from engine.train import losses
-from engine.train.dataset import Batch, DamagedBatch, ScaleBatch
+from engine.train.dataset import Batch, DamagedBatch, OverlaidBatch, ScaleBatch
 from engine.train.stages import LossWeights, Stage
 
 Logs = dict[str, float]
@@ -45,22 +46,31 @@ class Objective(nn.Module):
     """The loss of a stage on a batch, as a module: what data-parallel training wraps. The critic is not part of it."""
 
     def __init__(
-        self, network: CraSrgan, stage: Stage, *, critic: nn.Module | None = None, features: Features | None = None
+        self,
+        network: CraSrgan | Detector,
+        stage: Stage,
+        *,
+        critic: nn.Module | None = None,
+        features: Features | None = None,
     ) -> None:
         super().__init__()
         self.network, self._stage = network, stage
         self._others = critic, features  # a tuple: no modules of this one
 
     def forward(self, batch: Batch) -> Found:
-        stage = self._stage
+        stage, network = self._stage, self.network
+        if isinstance(batch, OverlaidBatch) or isinstance(network, Detector):
+            assert isinstance(batch, OverlaidBatch)
+            assert isinstance(network, Detector)
+            return detection_loss(network, batch, stage.losses)
         if isinstance(batch, ScaleBatch):
-            found = super_resolution_loss(self.network, batch, stage.losses, PIXEL[stage.pixel_loss])
+            found = super_resolution_loss(network, batch, stage.losses, PIXEL[stage.pixel_loss])
         elif stage.task == "coarse":
-            found = coarse_loss(self.network, batch, stage.losses)
+            found = coarse_loss(network, batch, stage.losses)
         elif stage.task == "inpainting":
-            found = inpainting_loss(self.network, batch, stage.losses, stage.window_px)
+            found = inpainting_loss(network, batch, stage.losses, stage.window_px)
         else:
-            found = joint_loss(self.network, batch, stage.losses, stage.window_px, PIXEL[stage.pixel_loss])
+            found = joint_loss(network, batch, stage.losses, stage.window_px, PIXEL[stage.pixel_loss])
         return _judged(found, stage, *self._others)
 
 
@@ -167,6 +177,18 @@ def super_resolution_loss(
     b, _, h, w = batch.low.shape
     guide = network.local.null_guide.expand(b, -1, h, w)
     return _levels_loss(network, batch.low, batch.levels, weights, pixel, guide, batch.low.new_zeros(b, 1, h, w))
+
+
+def detection_loss(network: Detector, batch: OverlaidBatch, weights: LossWeights) -> Found:
+    """Cross-entropy and Dice of the damage that is found; for people, it is shown in red on what was given."""
+    logits = network(batch.picture)
+    entropy = F.binary_cross_entropy_with_logits(logits, batch.damaged)
+    probability = torch.sigmoid(logits)
+    dice = losses.dice(probability, batch.damaged)
+    red = batch.picture.new_tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+    pair = (torch.lerp(batch.picture, red, part.detach()) for part in (probability, batch.damaged))
+    logs = {"entropy": float(entropy.detach()), "dice": float(dice.detach())}
+    return Found(weights.pixel * entropy + weights.dice * dice, logs, [(next(pair), next(pair))])
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from engine.errors import TrainingError
 from engine.memory import keep_freed_memory
-from engine.models.cra_srgan.generator import CraSrgan
+from engine.models.checkpoint import build
 from engine.models.cra_srgan.layers import ResidualGroup
 from engine.train.checkpoints import State
 from engine.train.dataset import Batch
@@ -57,7 +57,7 @@ class Trainer:
         torch.set_flush_denormal(True)  # gradients fade out of known regions: denormals make a step four times as long
         self.recipe, self.stage, self.num_steps = recipe, stage, num_steps
         self.device, self.precision = torch.device(device), precision
-        self.network = CraSrgan(recipe.model, padding="same").on(self.device)
+        self.network = build(recipe.model, padding="same").on(self.device)
         if start is not None:
             self.network.load_state_dict(dict(start), strict=False)
         for name, parameter in self.network.named_parameters():

@@ -126,3 +126,14 @@ def test_vgg19_is_torchvisions_and_never_random(tmp_path):
 
     with pytest.raises(TrainingError, match="31 of 32 weights"):
         Vgg19(path)
+
+
+def test_dice_is_that_of_two_masks():
+    """1 - 2 |A and B| / (|A| + |B|), whose one more pixel above and below keeps two empty masks alike."""
+    generator = np.random.default_rng(0)
+    one, other = (generator.random((2, 1, 30, 30)) < 0.3 for _ in range(2))
+    expected = 1 - (2 * (one & other).sum() + 1) / (one.sum() + other.sum() + 1)
+    assert float(losses.dice(*(torch.as_tensor(m).float() for m in (one, other)))) == pytest.approx(expected, rel=1e-5)
+    empty = torch.zeros(1, 1, 4, 4)
+    assert float(losses.dice(empty, empty)) == 0
+    assert float(losses.dice(torch.ones(1, 1, 40, 40), torch.zeros(1, 1, 40, 40))) > 0.99

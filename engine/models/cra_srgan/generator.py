@@ -4,20 +4,16 @@ Two halves (see `guide` and `local`), joined by what the guide leaves for every 
 that looks at a whole tile at once, batch normalisation, Fourier transforms.
 """
 
-from typing import Self
-
-import torch
-from torch import nn
-
-from engine.models.cra_srgan.config import Config
+from engine.models.cra_srgan.config import SCALES, Config
 from engine.models.cra_srgan.guide import GlobalHalf
-from engine.models.cra_srgan.layers import Padding
+from engine.models.cra_srgan.layers import Network, Padding
 from engine.models.cra_srgan.local import LocalHalf
 
 
-class CraSrgan(nn.Module):
+class CraSrgan(Network):
     """The generator. `padding="valid"` restores, `padding="same"` trains; the parameters are the same."""
 
+    NAME, TASK, SCALES = "cra-srgan", "joint", SCALES
     ALIGN_PX = 8
     """A tile's origin, halo included, lies on this grid: windows of the fusion attention."""
 
@@ -26,11 +22,6 @@ class CraSrgan(nn.Module):
         self.config = config
         self.guide = GlobalHalf(config)
         self.local = LocalHalf(config, padding=padding)
-
-    def on(self, device: torch.device) -> Self:
-        """This network itself, moved to a device and laid out channels-last."""
-        self.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        return self
 
     def context_px(self, scale: int) -> int:
         """Input pixels around a tile that its output at `scale` depends on; a sum over the layers."""

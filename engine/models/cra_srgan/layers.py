@@ -8,7 +8,7 @@ parameters. `margin_px` is the number of pixels a layer consumes per side, so a 
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeVar, cast
+from typing import Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,15 @@ def edge_padded(x: Tensor, pad_px: int) -> Tensor:
 def centre(x: Tensor, like: Tensor) -> Tensor:
     """The middle of `x`, as large as `like`."""
     return crop(x, (x.shape[-1] - like.shape[-1]) // 2)
+
+
+class Network(nn.Module):
+    """What is trained and stored as a whole."""
+
+    def on(self, device: torch.device) -> Self:
+        """This network itself, moved to a device and laid out channels-last."""
+        self.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return self
 
 
 class Conv(nn.Conv2d):

@@ -1,0 +1,147 @@
+"""What the damage detector finds of films' artefacts on intact pictures, and what it does to pictures without any.
+
+    python bench/detector.py --photos DIR --overlays DIR [--clean DIR ...] [--model FILE] [--choose] [--card]
+
+Each overlay (RGBA; its alpha is how much it covers) is enlarged to a square picture's side and laid on it, once in
+white and once in black; a pixel is damaged where alpha is above 0.1. The same pictures are measured enlarged 2x and 4x,
+too (every fourth overlay at 4x). Precision and recall allow for 2 px and are pooled over all pixels of a row. Clean
+pictures are restored with the mask that is found in them; their PSNR is over the whole picture, at most 100 dB.
+
+--choose measures at several thresholds, without clean pictures' restoration, for the choice on training data.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from quality import references
+
+from engine.detection import DamageDetector
+from engine.evaluate.metrics import psnr
+from engine.image import ArrayPicture
+from engine.models.checkpoint import find, with_numbers
+from engine.request import Request
+from engine.restoration import Restorer
+from engine.train.overlays import COVERED
+
+TOLERANCE_PX = 2
+MOST_DB = 100.0
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+COLOURS = {"white": 255.0, "black": 0.0}
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class Counted:
+    """Pixels: found, of these right, damaged, of these found."""
+
+    found: int = 0
+    right: int = 0
+    damaged: int = 0
+    recalled: int = 0
+
+    def add(self, found: Mask, damaged: Mask) -> None:
+        self.found += int(found.sum())
+        self.right += int((found & _grown(damaged)).sum())
+        self.damaged += int(damaged.sum())
+        self.recalled += int((damaged & _grown(found)).sum())
+
+    @property
+    def f1(self) -> float:
+        precision, recall = self.right / max(1, self.found), self.recalled / max(1, self.damaged)
+        return 2 * precision * recall / max(1e-9, precision + recall)
+
+
+def _grown(mask: Mask) -> Mask:
+    side = 2 * TOLERANCE_PX + 1
+    return cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="folder of square intact pictures")
+    parser.add_argument("--overlays", type=Path, required=True, help="folder of kinds, each a folder of RGBA pictures")
+    parser.add_argument("--clean", type=Path, action="append", default=[], help="folder of intact pictures")
+    parser.add_argument("--model", default="detector")
+    parser.add_argument("--limit", type=int, help="only so many overlays, evenly from all")
+    parser.add_argument("--enlarged", type=int, action="append", help="only these enlargements")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--choose", action="store_true")
+    parser.add_argument("--card", action="store_true", help="write the figures on the model's card")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    photos = [picture for _, picture in references(options.photos, None)]
+    overlays = sorted(options.overlays.rglob("*.png"))
+    overlays = overlays[:: max(1, len(overlays) // options.limit)] if options.limit else overlays
+    scales = options.enlarged or (1, 2, 4)
+    numbers: dict[str, float] = {}
+    for threshold in THRESHOLDS if options.choose else (None,):
+        detector = DamageDetector(options.model, threshold=threshold)
+        counted: dict[str, Counted] = {}
+        for names, picture, damaged in _cases(photos, overlays, scales):
+            [*rows] = detector.strips(ArrayPicture(picture))
+            for name in names:
+                counted.setdefault(name, Counted()).add(np.concatenate(rows), damaged)
+        numbers = {name: round(one.f1, 3) for name, one in sorted(counted.items())}
+        print(f"threshold {detector.threshold:g}: F1 {json.dumps(numbers)}", flush=True)
+        shares = [float(np.concatenate([*detector.strips(ArrayPicture(photo))]).mean()) for photo in photos]
+        numbers |= {"found on clean photos, share": round(fmean(shares), 6)}
+        print(f"  of the photos themselves: mean {fmean(shares):.5%}, most {max(shares):.5%}", flush=True)
+    for folder in [] if options.choose else options.clean:
+        found = _restored(DamageDetector(options.model), folder)
+        numbers |= {f"{folder.name}, restored: mean dB": round(fmean(found.values()), 1)}
+        numbers |= {f"{folder.name}, restored: least dB": round(min(found.values()), 1)}
+        print(f"{folder.name}: mean {fmean(found.values()):.1f} dB, {min(found, key=lambda n: found[n])} the least: "
+              f"{min(found.values()):.1f} dB", flush=True)  # fmt: skip
+    if options.card:
+        with_numbers(find(options.model), {"command": "python bench/detector.py", **numbers})
+
+
+def _cases(
+    photos: Sequence[Image], overlays: Sequence[Path], scales: Sequence[int]
+) -> Iterator[tuple[list[str], Image, Mask]]:
+    """The rows that a case counts in, what is given, and what is damaged in it."""
+    for number, path in enumerate(overlays):
+        photo = photos[number % len(photos)]
+        side = min(photo.shape[:2])
+        photo = photo[:side, :side]
+        rgba = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert rgba is not None
+        alpha = cv2.resize(rgba[..., 3].astype(np.float32) / 255, (side, side), interpolation=cv2.INTER_LINEAR)
+        for colour, level in COLOURS.items():
+            covered = photo + alpha[..., None] * (level - photo.astype(np.float32))
+            for scale in scales:
+                if scale == 4 and number % 4:
+                    continue
+                size = (side * scale, side * scale)
+                given = cv2.resize(covered, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else covered
+                cover = cv2.resize(alpha, size, interpolation=cv2.INTER_LINEAR) if scale > 1 else alpha
+                picture = np.clip(np.rint(given), 0, 255).astype(np.uint8)
+                rows = ["all", f"{path.parent.name}", f"x{scale}", colour]
+                yield rows, picture, np.asarray(cover > COVERED)
+
+
+def _restored(detector: DamageDetector, folder: Path) -> dict[str, float]:
+    """PSNR of clean pictures that were restored with what is found in them."""
+    restorer = Restorer()
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, picture in references(folder, None):
+            mask = np.concatenate([*detector.strips(ArrayPicture(picture))])
+            made = restorer.array(picture, mask, Request(), scratch=Path(scratch)) if mask.any() else picture
+            found[name] = min(MOST_DB, psnr(picture, made))
+    return found
+
+
+if __name__ == "__main__":
+    main()
