@@ -35,6 +35,9 @@ def train(
     features: Annotated[
         Path | None, typer.Option("--features", help="torchvision's weights of VGG19, where the recipe compares them.")
     ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="Model (name or file) that the recipe's student learns from.")
+    ] = None,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Gradient checkpointing: less memory, more time.")
     ] = False,
@@ -67,6 +70,7 @@ def train(
             device.value,
             start_from=start_from,
             vgg19=features,
+            teacher=teacher,
             recompute=recompute,
             compiled=compiled,
         )

@@ -88,6 +88,16 @@ def gan() -> Recipe:
     return Recipe(name="gan", model=config.lite(), stages=(_adversarial(),))
 
 
+def realtime() -> Recipe:
+    """A small student of a larger network (`--teacher`), whose guide and head it takes over (`--start-from`)."""
+    _, _, enlarging, joint = _distortion(1)
+    stages = (
+        replace(enlarging, losses=LossWeights(pixel=0.5, taught=0.5)),
+        replace(joint, trains=LOCAL, steps=2000),
+    )
+    return Recipe(name="realtime", model=config.realtime(), stages=stages)
+
+
 def heritage() -> Recipe:
     """As `gan`, for paintings and prints: texture counts more (report, section 7)."""
     stage = _adversarial()
@@ -185,5 +195,5 @@ def _adversarial() -> Stage:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    make.__name__: make for make in (lite, lite_scan, detector, full, gan, heritage, medical, report)
+    make.__name__: make for make in (lite, lite_scan, detector, realtime, full, gan, heritage, medical, report)
 }

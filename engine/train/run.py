@@ -24,7 +24,8 @@ from torch import Tensor
 
 from engine.errors import TrainingError
 from engine.models.card import Card, Value
-from engine.models.checkpoint import save
+from engine.models.checkpoint import load, save
+from engine.models.cra_srgan.generator import CraSrgan
 from engine.store import write_atomic
 from engine.train.checkpoints import State, load_state, save_state, save_weights
 from engine.train.dataset import Batch, Pictures, batch_of
@@ -61,6 +62,8 @@ class Run:
     """Weights (safetensors) that the first stage starts from."""
     vgg19: Path | None = None
     """Its weights, where a stage compares its features."""
+    teacher: str | None = None
+    """An embedded name or a file, where a stage learns from a larger network."""
     recompute: bool = False
     """Gradient checkpointing: less memory, more time."""
     compiled: bool = False
@@ -138,6 +141,7 @@ class _Stage:
             precision=autocast_precision(run.device),
             start=_start_weights(run, stage),
             vgg19=vgg19,
+            teacher=_teacher(run.teacher) if stage.losses.taught and run.teacher is not None else None,
             wrap=part.wrap,
             recompute=run.recompute,
             compiled=run.compiled,
@@ -275,6 +279,14 @@ def _stop_flag(stop_file: Path) -> Generator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def _teacher(model: str) -> CraSrgan:
+    """Padded as the student is while it is trained."""
+    checkpoint = load(model)
+    network = CraSrgan(checkpoint.card.sizes, padding="same")
+    network.load_state_dict(checkpoint.network.state_dict())
+    return network.eval().requires_grad_(requires_grad=False)
+
+
 def _start_weights(run: Run, stage: Stage) -> dict[str, Tensor]:
     """What the stages before this one trained, each taken from its own file."""
     sources: list[tuple[Path, tuple[str, ...]]] = []
@@ -312,7 +324,9 @@ def finish(run: Run, *, threads: int, workers: int = 1) -> Card:
     if not weights:
         raise TrainingError(f"{run.folder}: 0 of {len(recipe.stages)} stages have weights; train one first")
     hardware = f"{platform.machine()} CPU, {threads} thread(s)" if run.device == "cpu" else run.device
+    other: dict[str, Value] = {} if run.teacher is None else {"teacher": load(run.teacher).card.sha256}
     training: dict[str, Value] = {
+        **other,
         "data": {"licence": run.data_licence},
         "recipe": recipe.name,
         "seed": recipe.seed,

@@ -36,6 +36,8 @@ class LossWeights:
     perceptual: float = 0.0
     style: float = 0.0
     adversarial: float = 0.0
+    taught: float = 0.0
+    """Of the enlarged pictures, beside `pixel`: against those of a teacher."""
     dice: float = 0.0
     """Of masks, beside the cross-entropy, which `pixel` weighs."""
 

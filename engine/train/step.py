@@ -52,10 +52,12 @@ class Objective(nn.Module):
         *,
         critic: nn.Module | None = None,
         features: Features | None = None,
+        teacher: CraSrgan | None = None,
     ) -> None:
         super().__init__()
         self.network, self._stage = network, stage
         self._others = critic, features  # a tuple: no modules of this one
+        self._teachers = (teacher,)
 
     def forward(self, batch: Batch) -> Found:
         stage, network = self._stage, self.network
@@ -64,7 +66,9 @@ class Objective(nn.Module):
             assert isinstance(network, Detector)
             return detection_loss(network, batch, stage.losses)
         if isinstance(batch, ScaleBatch):
-            found = super_resolution_loss(network, batch, stage.losses, PIXEL[stage.pixel_loss])
+            found = super_resolution_loss(
+                network, batch, stage.losses, PIXEL[stage.pixel_loss], teacher=self._teachers[0]
+            )
         elif stage.task == "coarse":
             found = coarse_loss(network, batch, stage.losses)
         elif stage.task == "inpainting":
@@ -171,12 +175,35 @@ def joint_loss(
 
 
 def super_resolution_loss(
-    network: CraSrgan, batch: ScaleBatch, weights: LossWeights, pixel: Pixel = losses.charbonnier
+    network: CraSrgan,
+    batch: ScaleBatch,
+    weights: LossWeights,
+    pixel: Pixel = losses.charbonnier,
+    *,
+    teacher: CraSrgan | None = None,
 ) -> Found:
-    """Loss on every level (stage 2); the learned null stands in for the guide."""
+    """Loss on every level (stage 2); the learned null stands in for the guide.
+
+    teacher: whose pictures count beside the true ones (knowledge distillation, Hinton et al. 2015, section 2), where
+    they are weighed.
+    """
     b, _, h, w = batch.low.shape
+    missing = batch.low.new_zeros(b, 1, h, w)
     guide = network.local.null_guide.expand(b, -1, h, w)
-    return _levels_loss(network, batch.low, batch.levels, weights, pixel, guide, batch.low.new_zeros(b, 1, h, w))
+    found = _levels_loss(network, batch.low, batch.levels, weights, pixel, guide, missing)
+    if not weights.taught:
+        return found
+    assert teacher is not None
+    with torch.no_grad():
+        features, picture = teacher.local.encode(
+            batch.low, missing, teacher.local.null_guide.expand(b, -1, h, w), len(batch.levels)
+        )
+        shown = teacher.local.decode(features, picture, len(batch.levels))
+    parts = [pixel(made, theirs) for (made, _), theirs in zip(found.pairs, shown, strict=True)]
+    taught = torch.stack(parts).sum()
+    return replace(
+        found, loss=found.loss + weights.taught * taught, logs={**found.logs, "taught": float(taught.detach())}
+    )
 
 
 def detection_loss(network: Detector, batch: OverlaidBatch, weights: LossWeights) -> Found:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from engine.errors import TrainingError
 from engine.memory import keep_freed_memory
 from engine.models.checkpoint import build
+from engine.models.cra_srgan.generator import CraSrgan
 from engine.models.cra_srgan.layers import ResidualGroup
 from engine.train.checkpoints import State
 from engine.train.dataset import Batch
@@ -44,11 +45,13 @@ class Trainer:
         precision: str = "fp32",
         start: Mapping[str, Tensor] | None = None,
         vgg19: Features | None = None,
+        teacher: CraSrgan | None = None,
         wrap: Wrap | None = None,
         recompute: bool = False,
         compiled: bool = False,
     ) -> None:
-        """`start`: weights to begin with, by their names; `vgg19`: for stages that compare its features.
+        """`start`: weights to begin with, by their names, as far as they fit; `vgg19`: for stages that compare its
+        features; `teacher`: padded as what is trained, for stages that weigh what it says.
 
         recompute: gradient checkpointing; compiled: by `torch.compile`, for the device that it runs on.
         """
@@ -59,7 +62,9 @@ class Trainer:
         self.device, self.precision = torch.device(device), precision
         self.network = build(recipe.model, padding="same").on(self.device)
         if start is not None:
-            self.network.load_state_dict(dict(start), strict=False)
+            own = self.network.state_dict()
+            fit = {name: value for name, value in start.items() if name in own and own[name].shape == value.shape}
+            self.network.load_state_dict(fit, strict=False)
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name.startswith(stage.trains))
         for module in self.network.modules():
@@ -67,7 +72,8 @@ class Trainer:
                 module.recompute = recompute
         self.critic = Discriminator().to(self.device) if stage.losses.adversarial else None
         self._compared = self._features(vgg19)
-        objective = Objective(self.network, stage, critic=self.critic, features=self._compared)
+        self._teacher = self._taught_by(teacher)
+        objective = self._alone()
         self._objective = objective if wrap is None else wrap(objective)
         if compiled:
             self._objective.compile()  # pyright: ignore[reportUnknownMemberType]
@@ -99,6 +105,19 @@ class Trainer:
                 f"stage {self.stage.name} compares features of a critic, 0 losses train it; weigh an adversarial one"
             )
         return self.critic
+
+    def _taught_by(self, teacher: CraSrgan | None) -> CraSrgan | None:
+        if not self.stage.losses.taught:
+            return None
+        if teacher is None:
+            raise TrainingError(
+                f"stage {self.stage.name} learns from a teacher, 0 are given; give --teacher NAME or FILE of a model"
+            )
+        return teacher.on(self.device)
+
+    def _alone(self) -> Objective:
+        """The objective as it is without other processes."""
+        return Objective(self.network, self.stage, critic=self.critic, features=self._compared, teacher=self._teacher)
 
     def _groups(self) -> list[dict[str, object]]:
         rate = self.stage.learning_rate
@@ -145,8 +164,7 @@ class Trainer:
         self.network.load_state_dict(self.averages, strict=False)
         if self.critic is not None:
             self.critic.eval()  # or its spectral norms would go on
-        alone = Objective(self.network, self.stage, critic=self.critic, features=self._compared)
-        found = alone(batch.to(self.device))
+        found = self._alone()(batch.to(self.device))
         if self.critic is not None:
             self.critic.train()
         self.network.load_state_dict(now, strict=False)

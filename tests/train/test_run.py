@@ -17,14 +17,17 @@ from safetensors.torch import load_file
 
 from engine.errors import TrainingError
 from engine.models.checkpoint import load
+from engine.models.cra_srgan.generator import CraSrgan
 from engine.train import run as running
 from engine.train.checkpoints import State
 from engine.train.dataset import Batch, ScaleBatch, batch_of
+from engine.train.losses import l1
 from engine.train.recipes import RECIPES, Recipe
 from engine.train.run import Part, Run, finish, newest_state, train
 from engine.train.stages import GLOBAL, LOCAL, Draw, LossWeights, Stage
+from engine.train.step import super_resolution_loss
 from engine.train.trainer import Trainer
-from tests.networks import TINY
+from tests.networks import TINY, random_checkpoint
 
 PLAIN = LossWeights(pixel=1.0)
 FULL = LossWeights(pixel=1.0, hole=0.1, edge=0.1, frequency=0.1, perceptual=0.1, style=0.1, adversarial=0.01)
@@ -347,3 +350,39 @@ def test_the_command_line_trains_and_goes_on(data, tmp_path, monkeypatch):
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert time.monotonic() - started < 120
     assert (tmp_path / "run" / "lite.safetensors").exists()
+
+
+def taught(recipe: Recipe) -> Recipe:
+    """Its enlargement alone, learnt from a teacher."""
+    (enlarging,) = (one for one in recipe.stages if one.name == "super-resolution")
+    return replace(recipe, stages=(replace(enlarging, losses=LossWeights(pixel=0.5, taught=0.5)),))
+
+
+def test_a_student_learns_from_its_teacher(data, tmp_path):
+    teacher = random_checkpoint(tmp_path, TINY, seed=3)
+    run = Run(taught(RECIPE), data, tmp_path / "run", "CC0", teacher=str(teacher))
+    train(run)
+    entries = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    first, last = (one["validation"] for one in entries if "validation" in one)
+    assert last < first
+    assert finish(run, threads=1).training["teacher"] == load(str(teacher)).card.sha256
+
+
+def test_what_the_teacher_says_is_a_loss_of_its_own(data, tmp_path):
+    """The student that is its teacher pays nothing for it; beside another one each level counts."""
+    one, other = (load(str(random_checkpoint(tmp_path, TINY, seed=seed))).network for seed in (1, 2))
+    batch = batch_of(run_of(data, tmp_path).pictures(RECIPE.stages[1]), RECIPE.stages[1], seed=1, step=0)
+    weights = LossWeights(pixel=0.0, taught=1.0)
+    network = CraSrgan(TINY, padding="same")
+    network.load_state_dict(one.state_dict())
+    teachers = [CraSrgan(TINY, padding="same") for _ in range(2)]
+    for teacher, source in zip(teachers, (one, other), strict=True):
+        teacher.load_state_dict(source.state_dict())
+    same, different = (super_resolution_loss(network, batch, weights, l1, teacher=teacher) for teacher in teachers)
+    assert float(same.loss.detach()) == 0
+    assert float(different.loss.detach()) > 0.01
+
+
+def test_a_student_without_a_teacher_is_told(data, tmp_path):
+    with pytest.raises(TrainingError, match="--teacher"):
+        train(Run(taught(RECIPE), data, tmp_path, "CC0"))

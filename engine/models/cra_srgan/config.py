@@ -41,6 +41,13 @@ def lite_scan() -> Config:
     return replace(lite(), clean=True)
 
 
+def realtime() -> Config:
+    """`lite` with a local half of a third of the work; guide and head are as large, so that they can be taken over."""
+    return replace(
+        lite(), trunk_channels=32, trunk_blocks=4, stage_channels=(32, 24, 16, 16), stage_blocks=(1, 1, 1, 1)
+    )
+
+
 def full() -> Config:
     """The sizes of the technical report (2.2): 16 trunk blocks of 64 channels, 4 blocks in each of 4 stages."""
     return Config(
