@@ -17,7 +17,10 @@ Overwrite = Annotated[bool, typer.Option("--replace", help="Overwrite what exist
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Option("--data", help="Folder of pictures under an open licence.")],
+    data: Annotated[
+        str,
+        typer.Option("--data", help="Pictures under an open licence, also in tars.", metavar="DIR|s3://BUCKET/PREFIX"),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same folder resumes it.")],
     data_licence: Annotated[str, typer.Option("--data-licence", help="Of the pictures, for the card.")],
     recipe: Annotated[str, typer.Option("--recipe", help="Name of the recipe.")] = "lite",
@@ -50,6 +53,7 @@ def train(
     """Train a recipe; stops cleanly on a signal, and the same command goes on."""
     import torch
 
+    from engine.objects import place
     from engine.train.checkpoints import owned
     from engine.train.recipes import RECIPES
     from engine.train.run import Run, finish
@@ -64,7 +68,7 @@ def train(
     with typed_errors(), owned(out):
         run = Run(
             RECIPES[recipe](),
-            data,
+            place(data),
             out,
             data_licence,
             device.value,

@@ -3,10 +3,10 @@
 Legend: B batch, H and W native pixels; tensors are (B, C, H, W) float32 in [0, 1].
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,11 +22,13 @@ from engine.train.colour import recoloured
 from engine.train.damage import damage_mask, film_mask
 from engine.train.degradation import degraded
 from engine.train.overlays import Overlays, overlaid
+from engine.train.sources import Encoded
 from engine.train.stages import Draw, Stage
 
 FILM, MOST_FILM = 0.15, 0.5
 """Share of the masks that are films' artefacts, and the most of a picture that these may cover."""
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"}
+MOST_DECODED_BYTES = 2 << 30
+"""Of the pictures that a process keeps decoded."""
 
 Pixels = NDArray[np.uint8]
 
@@ -91,35 +93,35 @@ Batch = DamagedBatch | ScaleBatch | OverlaidBatch
 
 
 class Pictures:
-    """Every picture under the given folders, decoded into memory on first use."""
+    """Training pictures, each decoded on first use and kept as long as there is room."""
 
-    def __init__(self, folders: Sequence[Path], *, min_side_px: int, overlays: Path | None = None) -> None:
-        """`overlays`: a folder of films' artefacts, see `engine.train.overlays`."""
-        found = {p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES}
-        paths = sorted(p for p in found if overlays not in p.parents)
-        if not paths:
-            names = ", ".join(str(folder) for folder in folders)
-            raise TrainingError(f"{names}: 0 pictures found, at least 1 needed; give --data a folder with pictures")
-        self._paths = paths
-        self._min_side_px = min_side_px
-        self._decoded: dict[int, Pixels] = {}
-        self.overlays = Overlays(overlays)
+    def __init__(self, found: Sequence[Encoded], *, min_side_px: int, overlays: Overlays | None = None) -> None:
+        """min_side_px: smaller pictures are enlarged to it. Raises TrainingError where there are none."""
+        if not found:
+            raise TrainingError("0 training pictures found, at least 1 needed; give --data a folder with pictures")
+        self._found, self._min_side_px = found, min_side_px
+        self._decoded: OrderedDict[int, Pixels] = OrderedDict()
+        self._decoded_bytes = 0
+        self.overlays = Overlays([]) if overlays is None else overlays
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._found)
 
     def __getitem__(self, index: int) -> Pixels:
-        if index not in self._decoded:
-            bgr = cv2.imread(str(self._paths[index]), cv2.IMREAD_COLOR)
-            if bgr is None:
-                raise TrainingError(f"{self._paths[index]}: cannot be decoded; remove it from the training folder")
-            rgb = np.ascontiguousarray(bgr[..., ::-1])
-            short = min(rgb.shape[:2])
-            if short < self._min_side_px:
-                scale = self._min_side_px / short
-                rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-            self._decoded[index] = rgb.astype(np.uint8)
-        return self._decoded[index]
+        """(h, w, 3)"""
+        if index in self._decoded:
+            self._decoded.move_to_end(index)
+            return self._decoded[index]
+        rgb = np.ascontiguousarray(self._found[index].decode(cv2.IMREAD_COLOR)[..., ::-1])
+        short = min(rgb.shape[:2])
+        if short < self._min_side_px:
+            scale = self._min_side_px / short
+            rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+        self._decoded[index] = rgb
+        self._decoded_bytes += rgb.nbytes
+        while self._decoded_bytes > MOST_DECODED_BYTES and len(self._decoded) > 1:
+            self._decoded_bytes -= self._decoded.popitem(last=False)[1].nbytes
+        return rgb
 
 
 def batch_of(pictures: Pictures, stage: Stage, *, seed: int, step: int, rank: int = 0, world: int = 1) -> Batch:

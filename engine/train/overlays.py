@@ -5,8 +5,8 @@ much each pixel is covered. Cracks, scratches, spots and torn corners are drawn.
 uint8, masks (h, w) bool, covers (h, w) float32 in [0, 1].
 """
 
+from collections.abc import Sequence
 from math import cos, pi, sin
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from engine.geometry import Size
 from engine.train import damage
 from engine.train.colour import LUMA
 from engine.train.degradation import compressed
+from engine.train.sources import Encoded
 
 COVERED = 0.1
 """From this cover on a pixel counts as damaged."""
@@ -33,29 +34,31 @@ Mask = NDArray[np.bool_]
 
 
 class Overlays:
-    """The covers of all pictures with an alpha channel below a folder, decoded on first use; none without one."""
+    """The covers of pictures with an alpha channel, each decoded on first use; the folder is the kind."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._paths = sorted(folder.rglob("*.png")) if folder is not None and folder.is_dir() else []
-        kinds = [path.parent for path in self._paths]
-        self._kinds = sorted(set(kinds))
-        self._of = {kind: [n for n, parent in enumerate(kinds) if parent == kind] for kind in self._kinds}
+    def __init__(self, found: Sequence[Encoded]) -> None:
+        self._found = found
+        kinds = [one.name.rpartition("/")[0] for one in found]
+        self._of_kind = [[n for n, of in enumerate(kinds) if of == kind] for kind in sorted(set(kinds))]
         self._decoded: dict[int, Pixels] = {}
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._found)
 
     def draw(self, rng: np.random.Generator) -> Pixels:
-        """(h, w) uint8 of one: a kind of artefact, which is a folder, then one of that kind."""
+        """(h, w) uint8 of one: every other time of any, else of a kind, and then of those of that kind."""
         if rng.random() < 0.5:
-            index = int(rng.integers(len(self._paths)))
+            index = int(rng.integers(len(self._found)))
         else:
-            index = int(rng.choice(self._of[self._kinds[int(rng.integers(len(self._kinds)))]]))
+            index = int(rng.choice(self._of_kind[int(rng.integers(len(self._of_kind)))]))
         if index not in self._decoded:
-            found = cv2.imread(str(self._paths[index]), cv2.IMREAD_UNCHANGED)
-            if found is None or found.ndim != 3 or found.shape[2] != 4:
-                raise TrainingError(f"{self._paths[index]}: 4 channels are needed, the last is the cover; remove it")
-            self._decoded[index] = np.ascontiguousarray(found[..., 3]).astype(np.uint8)
+            rgba = self._found[index].decode(cv2.IMREAD_UNCHANGED)
+            if rgba.ndim != 3 or rgba.shape[2] != 4:
+                raise TrainingError(
+                    f"{self._found[index].name}: {rgba.shape[2:] or 1} channels instead of 4, of which the last is the "
+                    "cover; remove it"
+                )
+            self._decoded[index] = np.ascontiguousarray(rgba[..., 3])
         return self._decoded[index]
 
 

@@ -17,6 +17,7 @@ from engine.models.checkpoint import Checkpoint
 from engine.models.export import export, exporting_quietly
 from engine.store import refuse_existing, write_atomic
 from engine.train.dataset import Pictures, ScaleBatch, scale_batch
+from engine.train.sources import find
 
 CALIBRATED, HELD_OUT = 24, 12
 """Crops."""
@@ -44,7 +45,7 @@ def quantize(
     except ImportError as error:
         raise PlanError(f"int8 needs the package {error.name}; pip install 'cra-srgan-engine[openvino]'") from error
     load = cast("Any", onnx).load
-    pictures = Pictures([data], min_side_px=LOW_PX * scale)
+    pictures = Pictures(find(data), min_side_px=LOW_PX * scale)
     levels = scale.bit_length() - 1
     known, held_out = (
         scale_batch(pictures, seed=(0, number), batch=count, low_px=LOW_PX, levels=levels)

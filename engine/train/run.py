@@ -26,11 +26,14 @@ from engine.errors import TrainingError
 from engine.models.card import Card, Value
 from engine.models.checkpoint import load, save
 from engine.models.cra_srgan.generator import CraSrgan
+from engine.objects import Place
 from engine.store import write_atomic
 from engine.train.checkpoints import State, load_state, save_state, save_weights
 from engine.train.dataset import Batch, Pictures, batch_of
 from engine.train.discriminator import Vgg19
+from engine.train.overlays import Overlays
 from engine.train.recipes import Recipe
+from engine.train.sources import find
 from engine.train.stages import Stage
 from engine.train.step import Logs
 from engine.train.trainer import Trainer, Wrap
@@ -52,8 +55,8 @@ class Run:
     """Where a recipe runs and with what."""
 
     recipe: Recipe
-    data: Path
-    """Folder of training pictures; `photos`, `scenes` and `film_damage` (overlays) below are told apart."""
+    data: Place
+    """Folder or prefix of training pictures; `photos`, `scenes` and `film_damage` (overlays) below are told apart."""
     folder: Path
     data_licence: str
     """Of the pictures; goes on the card."""
@@ -79,14 +82,16 @@ class Run:
 
     def pictures(self, stage: Stage) -> Pictures:
         """Whole compositions and detail for holes, detail alone for super-resolution."""
-        photos, scenes = self.data / "photos", self.data / "scenes"
         widest_px = max(draw.side_px * max(draw.factor, 1) << draw.levels for draw in stage.draws)
-        folders = [photos] if stage.task == "super-resolution" or not scenes.is_dir() else [photos, scenes]
-        return Pictures(
-            folders if photos.is_dir() else [self.data],
-            min_side_px=widest_px,
-            overlays=self.data / "film_damage",
+        found = find(self.data)
+        photos, scenes, films = (
+            [one for one in found if one.name.startswith(f"{name}/")] for name in ("photos", "scenes", "film_damage")
         )
+        if not photos:
+            chosen = [one for one in found if not one.name.startswith("film_damage/")]
+        else:
+            chosen = photos if stage.task == "super-resolution" else photos + scenes
+        return Pictures(chosen, min_side_px=widest_px, overlays=Overlays(films))
 
 
 @dataclass(frozen=True, slots=True)

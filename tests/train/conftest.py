@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from engine.train.dataset import Pictures
+from engine.train.sources import find
 
 
 def soft_noise(h: int, w: int, *, seed: int = 0) -> np.ndarray:
@@ -27,4 +28,4 @@ def pictures(tmp_path_factory) -> Pictures:
     folder = tmp_path_factory.mktemp("pictures")
     for seed in range(2):
         cv2.imwrite(str(folder / f"{seed}.png"), soft_noise(192, 192, seed=seed))
-    return Pictures([folder], min_side_px=64)
+    return Pictures(find(folder), min_side_px=64)

@@ -7,6 +7,8 @@ import pytest
 from engine.train import colour, dataset
 from engine.train.colour import faded, jittered, recoloured
 from engine.train.dataset import Pictures, damaged_batch, scale_batch
+from engine.train.overlays import Overlays
+from engine.train.sources import find
 from tests.train.conftest import soft_noise
 
 
@@ -58,7 +60,7 @@ def test_holes_are_of_films_too(monkeypatch, tmp_path):
     cv2.imwrite(str(tmp_path / "p.png"), soft_noise(128, 128))
     monkeypatch.setattr(dataset, "FILM", 1.0)
     monkeypatch.setattr(dataset, "damage_mask", lambda *_, **__: np.zeros((64, 64), bool))
-    pictures = Pictures([tmp_path], min_side_px=64, overlays=films)
+    pictures = Pictures(find(tmp_path)[-1:], min_side_px=64, overlays=Overlays(find(films)))
     assert (len(pictures), len(pictures.overlays)) == (1, 1)
     shares = [
         float(damaged_batch(pictures, seed=(n,), batch=1, guide_px=32, factor=2, window_px=32).missing.mean())

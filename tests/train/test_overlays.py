@@ -12,6 +12,7 @@ from engine.train import overlays
 from engine.train.dataset import OverlaidBatch, Pictures, batch_of
 from engine.train.overlays import Overlays, overlaid
 from engine.train.recipes import detector
+from engine.train.sources import find
 from engine.train.stages import LossWeights
 from engine.train.step import detection_loss
 from tests.train.conftest import soft_noise
@@ -47,7 +48,7 @@ def as_it_is(monkeypatch):
 
 
 def test_damage_follows_from_its_seed(folder):
-    picture, films = soft_noise(96, 96), Overlays(folder)
+    picture, films = soft_noise(96, 96), Overlays(find(folder))
     (one, mask), (same, again), (other, _) = (overlaid(picture, 96, films, rng(seed)) for seed in (3, 3, 4))
     assert one.shape == (96, 96, 3)
     assert np.array_equal(one, same)
@@ -57,7 +58,7 @@ def test_damage_follows_from_its_seed(folder):
 
 @pytest.mark.parametrize("films", ["films", "drawn"])
 def test_pixels_change_where_the_mask_says(films, folder, as_it_is):
-    picture, found = soft_noise(96, 96), Overlays(folder if films == "films" else None)
+    picture, found = soft_noise(96, 96), Overlays(find(folder) if films == "films" else [])
     shares = []
     for seed in range(60):
         made, mask = overlaid(picture, 96, found, rng(seed))
@@ -71,7 +72,7 @@ def test_pixels_change_where_the_mask_says(films, folder, as_it_is):
 
 
 def test_pictures_are_enlarged_with_their_damage(folder, as_it_is):
-    picture, films = soft_noise(48, 48), Overlays(folder)
+    picture, films = soft_noise(48, 48), Overlays(find(folder))
     for seed in SEEDS:
         made, mask = overlaid(picture, 96, films, rng(seed))
         assert made.shape[:2] == mask.shape == (96, 96)
@@ -82,13 +83,13 @@ def test_pictures_are_enlarged_with_their_damage(folder, as_it_is):
 
 def test_an_overlay_without_a_cover_is_named(folder, tmp_path):
     cv2.imwrite(str(tmp_path / "flat.png"), np.zeros((20, 20, 3), np.uint8))
-    with pytest.raises(TrainingError, match=r"flat\.png: 4 channels"):
-        Overlays(tmp_path).draw(rng(0))
+    with pytest.raises(TrainingError, match=r"flat\.png: .*instead of 4"):
+        Overlays(find(tmp_path)).draw(rng(0))
 
 
 def test_the_recipe_trains_on_overlaid_crops(folder, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), soft_noise(256, 256))
-    pictures, (stage,) = Pictures([tmp_path], min_side_px=192, overlays=folder), detector().stages
+    pictures, (stage,) = Pictures(find(tmp_path), min_side_px=192, overlays=Overlays(find(folder))), detector().stages
     assert len(pictures.overlays) == 2
     one, same, other = (batch_of(pictures, stage, seed=1, step=step) for step in (0, 0, 1))
     assert isinstance(one, OverlaidBatch)
@@ -102,7 +103,7 @@ def test_the_recipe_trains_on_overlaid_crops(folder, tmp_path):
 def test_the_loss_falls_on_one_batch(folder, tmp_path):
     torch.manual_seed(0)
     cv2.imwrite(str(tmp_path / "a.png"), soft_noise(256, 256))
-    pictures, (stage,) = Pictures([tmp_path], min_side_px=192, overlays=folder), detector().stages
+    pictures, (stage,) = Pictures(find(tmp_path), min_side_px=192, overlays=Overlays(find(folder))), detector().stages
     batch = batch_of(pictures, stage, seed=1, step=0)
     network = Detector(DetectorConfig(channels=(8, 8, 8, 8)))
     optimiser = torch.optim.Adam(network.parameters(), 1e-2)

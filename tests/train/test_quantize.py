@@ -52,6 +52,6 @@ def test_the_wide_convolutions_are_rounded_and_little_is_lost(checkpoint, folder
 
 
 def test_without_pictures_nothing_is_made(checkpoint, tmp_path):
-    with pytest.raises(TrainingError, match="0 pictures"):
+    with pytest.raises(TrainingError, match="0 training pictures"):
         quantize(checkpoint, tmp_path, tmp_path / "out", scale=2)
     assert not (tmp_path / "out").exists()

@@ -316,7 +316,7 @@ def test_nothing_trained_is_no_checkpoint(data, tmp_path):
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TrainingError, match="0 pictures"):
+    with pytest.raises(TrainingError, match="0 training pictures"):
         train(run_of(tmp_path / "empty", tmp_path / "run"))
 
 
