@@ -1,19 +1,26 @@
 """Masks that are found: written once, known again, never in the place of somebody's own."""
 
 import json
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from engine.batch.inputs import find_inputs
+from engine.batch.run import restore_all
+from engine.batch.work import DONE, Order
 from engine.cli.app import app
 from engine.detection import DamageDetector
 from engine.errors import OutputExists, StorageError
 from engine.image import probe
+from engine.mask import DETECTED
 from engine.models.checkpoint import embedded
-from engine.receipt import read_receipt
-from tests.networks import random_detector
+from engine.receipt import Job, read_receipt
+from engine.request import Request
+from engine.restoration import Part, Restorer
+from tests.networks import TINY, random_checkpoint, random_detector
 from tests.train.conftest import soft_noise
 
 cli = CliRunner()
@@ -129,3 +136,47 @@ def test_a_mask_is_made_edited_and_given_back(tmp_path):
     given, made = (cv2.imread(str(tmp_path / place / "scan.png")) for place in (".", "out"))
     assert np.array_equal(given[:200], made[:200])
     assert not np.array_equal(given[200:], made[200:])
+
+
+@pytest.fixture
+def embedded_is_random(model, monkeypatch):
+    """What is loaded as the embedded detector is one that finds damage anywhere."""
+    monkeypatch.setattr("engine.restoration.DamageDetector", partial(DamageDetector, model))
+
+
+@pytest.mark.usefixtures("embedded_is_random")
+def test_a_batch_finds_the_damage_of_each_picture_once(tmp_path):
+    generator = str(random_checkpoint(tmp_path, TINY))
+    for name in ("in/a", "in/1890/b"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / f"{name}.png"), soft_noise(64, 72, seed=len(name)))
+    out, orders = tmp_path / "out", {}
+    for detect in (False, True):
+        order = orders[detect] = Order(out, formats=("png",), model=generator, detect=detect, replace=True)
+        mask = DETECTED if detect else "none"
+        items = list(find_inputs([str(tmp_path / "in")], out=str(out), mask=mask))
+        told = list(restore_all(items, order, order.restorer(threads=1)))
+        assert [one.status for one in told] == [DONE, DONE]
+        assert not any(one.looked_up for one in told)  # another request
+    masks = [out / "1890" / "b.mask.png", out / "a.mask.png"]
+    assert sorted(out.rglob("*.mask.png")) == masks
+    assert [read_receipt(path.with_name(f"{path.stem[0]}.json"))["mask"]["name"] for path in masks] == [
+        path.name for path in masks
+    ]
+    assert all(one.looked_up for one in restore_all(items, orders[True], orders[True].restorer(threads=1)))
+
+
+@pytest.mark.usefixtures("embedded_is_random")
+def test_parts_of_a_picture_take_the_mask_that_was_found_when_it_began(image, tmp_path, monkeypatch):
+    restorer = Restorer(model=str(random_checkpoint(tmp_path, TINY)), threads=1)
+    job = Job(image, None, tmp_path / "out", "a", ("png",), detect=True)
+    assert restorer.lay_out(job, Request())
+    monkeypatch.setattr(DamageDetector, "strips", None)  # it is not looked for again
+    part = Part(restorer, job, Request(), tmp_path / "scratch")
+    list(part.draw(part.plan.grid.all_keys()))
+    part.canvas.close()
+    receipt = restorer.restore(job, Request())
+    assert receipt.shards_reused == receipt.shards_total
+    made = read_receipt(tmp_path / "out" / "a.json")
+    found = cv2.imread(str(tmp_path / "out" / "a.mask.png"), cv2.IMREAD_UNCHANGED)
+    assert made["generated"]["missing_px"] == (found > 0).sum() > 0
