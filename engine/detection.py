@@ -26,6 +26,7 @@ from engine.tiling.export import export, partial_beside
 
 TILE_PX = 512
 _MISSING = 255
+_OURS = b"CRA-SRGAN engine"
 _XMP = (
     '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
     '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
@@ -55,6 +56,7 @@ class DamageDetector:
     def mask_of(self, info: ImageInfo, out: Path, name: str, *, replace: bool = False) -> Found:
         """Writes the mask of a picture as `out/<name>.mask.png`, or finds it written.
 
+        replace: one that was found in another picture, or in another way; what people have made is never replaced.
         Raises OutputExists where another file is in its place, StorageError, and what decoding raises.
         """
         path = out / f"{name}{MASK_SUFFIX}"
@@ -62,12 +64,15 @@ class DamageDetector:
             make_folders(out)
         metadata = self._metadata(info)
         if path.exists():
-            if probe_in_child(path).metadata.xmp == metadata.xmp:
+            there = probe_in_child(path).metadata.xmp or b""
+            if there == metadata.xmp:
                 return Found(path, None)
+            if _OURS not in there:
+                raise OutputExists(f"{path}: 1 mask is there that was not found here; give it with --mask, or move it")
             if not replace:
                 raise OutputExists(
-                    f"{path}: 1 mask is there already, and 0 are to be replaced: it is of another picture, of other "
-                    "settings or made by hand. Use it with --mask, or add --replace"
+                    f"{path}: 1 mask is there that was found in another picture, or with other settings; give it with "
+                    "--mask, or add --replace"
                 )
         missing_px = 0
         with partial_beside(path) as scratch:
@@ -107,5 +112,5 @@ class DamageDetector:
 
     def _metadata(self, info: ImageInfo) -> Metadata:
         page = "" if info.page is None else f" page {info.page}"
-        by = f"CRA-SRGAN engine, {self.card.name} {self.card.sha256}, threshold {self.threshold:g}"
+        by = f"{_OURS.decode()}, {self.card.name} {self.card.sha256}, threshold {self.threshold:g}"
         return Metadata(xmp=_XMP.format(by=by, of=f"sha256 {digest(info)}{page}").encode())
