@@ -84,21 +84,23 @@ def main() -> None:
     overlays = sorted(options.overlays.rglob("*.png"))
     overlays = overlays[:: max(1, len(overlays) // options.limit)] if options.limit else overlays
     scales = options.enlarged or (1, 2, 4)
-    numbers: dict[str, float] = {}
-    for threshold in THRESHOLDS if options.choose else (None,):
-        detector = DamageDetector(options.model, threshold=threshold)
-        counted: dict[str, Counted] = {}
-        for names, picture, damaged in _cases(photos, overlays, scales):
-            [*rows] = detector.strips(ArrayPicture(picture))
+    detector = DamageDetector(options.model)
+    thresholds = THRESHOLDS if options.choose else (detector.threshold,)
+    counted: dict[float, dict[str, Counted]] = {threshold: {} for threshold in thresholds}
+    for names, picture, damaged in _cases(photos, overlays, scales):
+        likely = np.concatenate([*detector.probabilities(ArrayPicture(picture))])
+        for threshold, rows in counted.items():
             for name in names:
-                counted.setdefault(name, Counted()).add(np.concatenate(rows), damaged)
-        numbers = {name: round(one.f1, 3) for name, one in sorted(counted.items())}
-        print(f"threshold {detector.threshold:g}: F1 {json.dumps(numbers)}", flush=True)
-        shares = [float(np.concatenate([*detector.strips(ArrayPicture(photo))]).mean()) for photo in photos]
-        numbers |= {"found on clean photos, share": round(fmean(shares), 6)}
-        print(f"  of the photos themselves: mean {fmean(shares):.5%}, most {max(shares):.5%}", flush=True)
+                rows.setdefault(name, Counted()).add(likely >= threshold, damaged)
+    clean = [np.concatenate([*detector.probabilities(ArrayPicture(photo))]) for photo in photos]
+    numbers: dict[str, float] = {}
+    for threshold, rows in counted.items():
+        numbers = {f"F1, {name}": round(one.f1, 3) for name, one in sorted(rows.items())}
+        shares = [float((likely >= threshold).mean()) for likely in clean]
+        numbers |= {"found on clean photos, mean share": round(fmean(shares), 6)}
+        print(f"threshold {threshold:g}: {json.dumps(numbers)}, most {max(shares):.4%}", flush=True)
     for folder in [] if options.choose else options.clean:
-        found = _restored(DamageDetector(options.model), folder)
+        found = _restored(detector, folder)
         numbers |= {f"{folder.name}, restored: mean dB": round(fmean(found.values()), 1)}
         numbers |= {f"{folder.name}, restored: least dB": round(min(found.values()), 1)}
         print(f"{folder.name}: mean {fmean(found.values()):.1f} dB, {min(found, key=lambda n: found[n])} the least: "

@@ -95,12 +95,16 @@ class DamageDetector:
 
     def strips(self, source: Source) -> Iterator[NDArray[np.bool_]]:
         """`(h, w)` rows of the whole picture from the top, True = damaged; the same whatever the tiles are."""
+        return (strip >= self.threshold for strip in self.probabilities(source))
+
+    def probabilities(self, source: Source) -> Iterator[NDArray[np.float32]]:
+        """`(h, w)` rows of the whole picture from the top: of damage, in [0, 1]."""
         size = source.size
         for y in range(0, size.h, TILE_PX):
             tiles = (Box(y, x, y + TILE_PX, x + TILE_PX) for x in range(0, size.w, TILE_PX))
             yield np.concatenate([self._tile(source, tile.intersection(Box.of(size))) for tile in tiles], axis=1)
 
-    def _tile(self, source: Source, tile: Box) -> NDArray[np.bool_]:
+    def _tile(self, source: Source, tile: Box) -> NDArray[np.float32]:
         """With its context; the picture's sides are made up to the network's grid by mirroring."""
         align = self._network.ALIGN_PX
         whole = Box.of(source.size).aligned(align)
@@ -108,7 +112,7 @@ class DamageDetector:
         pixels = to_rgb_float(read_reflected(source, box))
         given = torch.as_tensor(pixels).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
         probability = self._network.probability(given)[0, 0].numpy()
-        return probability[tile.shifted(-box.y0, -box.x0).slices] >= self.threshold
+        return probability[tile.shifted(-box.y0, -box.x0).slices]
 
     def _metadata(self, info: ImageInfo) -> Metadata:
         page = "" if info.page is None else f" page {info.page}"

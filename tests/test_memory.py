@@ -10,9 +10,10 @@ MIB = 1 << 20
 
 PROGRAM = """
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from engine.memory import keep_freed_memory, process_memory, return_freed_memory
+from engine.memory import keep_freed_memory, process_memory, return_freed_memory, return_freed_memory_for_ever
 
 def rise():
     before = process_memory("VmRSS")
@@ -26,7 +27,13 @@ if sys.argv[1] == "keep":
 with ThreadPoolExecutor(1) as thread:
     kept, held = thread.submit(rise).result() if sys.argv[2] == "thread" else rise()
     before = process_memory("VmRSS")
-    return_freed_memory()
+    if sys.argv[3:]:
+        return_freed_memory_for_ever(every_s=0.05)
+        until = time.monotonic() + 20
+        while time.monotonic() < until and before - process_memory("VmRSS") < 100 << 20:
+            time.sleep(0.05)
+    else:
+        return_freed_memory()
     print(kept, before - process_memory("VmRSS"))
 """
 
@@ -39,6 +46,12 @@ def test_freed_memory_is_kept_until_it_is_returned(where):
     assert returned > 100 * MIB
     kept, _ = _run("leave", where)
     assert kept < 100 * MIB  # what would be otherwise
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc lets one choose")
+def test_a_thread_returns_it_now_and_then():
+    kept, returned = _run("keep", "thread", "for ever")
+    assert min(kept, returned) > 100 * MIB
 
 
 def _run(*options: str) -> list[int]:

@@ -25,7 +25,7 @@ from ray.serve.handle import DeploymentHandle
 
 from engine.errors import EngineError
 from engine.geometry import Box
-from engine.memory import share_one_heap
+from engine.memory import return_freed_memory_for_ever
 from engine.serve.archive import read_picture
 from engine.serve.queue import Began, Failure, Kind, Progress, Queue, Task, Whose
 
@@ -176,7 +176,7 @@ class Replica:
     """Pulls tasks and does them, one after another, in a thread of its own."""
 
     def __init__(self, root: str, scheduler: DeploymentHandle[Any], threads: int, model: str | None) -> None:
-        share_one_heap()
+        return_freed_memory_for_ever()
         self._root, self._scheduler, self._threads, self._model = Path(root), scheduler, threads, model
         self._name = uuid4().hex
         self._left = 0.0
