@@ -97,11 +97,11 @@ class DamageDetector:
         """`(h, w)` rows of the whole picture from the top, True = damaged; the same whatever the tiles are."""
         return (strip >= self.threshold for strip in self.probabilities(source))
 
-    def probabilities(self, source: Source) -> Iterator[NDArray[np.float32]]:
+    def probabilities(self, source: Source, *, tile_px: int | None = None) -> Iterator[NDArray[np.float32]]:
         """`(h, w)` rows of the whole picture from the top: of damage, in [0, 1]."""
-        size = source.size
-        for y in range(0, size.h, TILE_PX):
-            tiles = (Box(y, x, y + TILE_PX, x + TILE_PX) for x in range(0, size.w, TILE_PX))
+        size, side = source.size, tile_px or TILE_PX
+        for y in range(0, size.h, side):
+            tiles = (Box(y, x, y + side, x + side) for x in range(0, size.w, side))
             yield np.concatenate([self._tile(source, tile.intersection(Box.of(size))) for tile in tiles], axis=1)
 
     def _tile(self, source: Source, tile: Box) -> NDArray[np.float32]:

@@ -8,11 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
+from engine.detection import DamageDetector
 from engine.errors import EngineError
 from engine.geometry import Box
 from engine.image import ArrayPicture
 from engine.mask import no_mask
-from engine.models.checkpoint import embedded, load
+from engine.models.checkpoint import embedded, load, read_card
 from engine.models.runner import TorchRunner
 from engine.render import Renderer, Tiling
 
@@ -35,10 +36,19 @@ def diagnose() -> Iterator[tuple[str, bool]]:
     yield f"{len(models)} embedded models: {', '.join(models) or 'none'}", bool(models)
     for name in models:
         try:
-            same = _tile_equals_whole(name)
+            detects = read_card(models[name]).task == "detect"
+            same = _detected_tile_equals_whole(name) if detects else _tile_equals_whole(name)
             yield f"{name}: a tile {'equals' if same else 'DIFFERS FROM'} the same pixels of the whole", same
         except EngineError as error:
             yield f"{name}: {error}", False
+
+
+def _detected_tile_equals_whole(model: str) -> bool:
+    """What is found in a small picture in one tile and in four."""
+    detector = DamageDetector(model)
+    source = ArrayPicture(np.random.default_rng(0).integers(0, 256, (120, 120, 3), dtype=np.uint8))
+    whole, tiled = (np.concatenate([*detector.probabilities(source, tile_px=side)]) for side in (128, 64))
+    return bool(np.array_equal(whole, tiled))
 
 
 def _tile_equals_whole(model: str) -> bool:

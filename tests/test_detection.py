@@ -185,3 +185,16 @@ def test_parts_of_a_picture_take_the_mask_that_was_found_when_it_began(image, tm
     made = read_receipt(tmp_path / "out" / "a.json")
     found = cv2.imread(str(tmp_path / "out" / "a.mask.png"), cv2.IMREAD_UNCHANGED)
     assert made["generated"]["missing_px"] == (found > 0).sum() > 0
+
+
+@pytest.mark.skipif("detector" in embedded(), reason="a detector is embedded")
+def test_without_a_detector_the_remedy_is_said(image, tmp_path):
+    run = cli.invoke(app, ["restore", str(image), "--out", str(tmp_path / "out"), "--mask", "auto"])
+    assert run.exit_code == 3
+    assert "engine mask --model FILE" in run.stderr
+
+
+def test_masks_are_written_by_a_detector_of_ones_own(model, image, tmp_path):
+    run = cli.invoke(app, ["mask", str(image), "--model", model, "--out", str(tmp_path / "masks")])
+    assert run.exit_code == 0, run.output
+    assert (tmp_path / "masks" / "a.mask.png").exists()

@@ -187,6 +187,7 @@ def plan(
 def find_damage(
     inputs: Inputs,
     out: Annotated[Path, typer.Option("--out", help="Folder.", parser=parse_local, metavar="DIR")],
+    model: Annotated[str, typer.Option("--model", help="Embedded name or .safetensors file.")] = "detector",
     threshold: Annotated[
         float | None, typer.Option("--threshold", min=0.01, max=0.99, help="Lower finds more; the model's by default.")
     ] = None,
@@ -195,7 +196,7 @@ def find_damage(
     replace: Replace = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the mask that --mask auto would use, to be edited and given back with --mask."""
+    """Write the masks of the damage that is found, to be edited and given back with --mask."""
     from engine.batch.inputs import find_inputs
     from engine.batch.work import Order, find_damage_of
     from engine.console import Console, exit_code
@@ -204,7 +205,7 @@ def find_damage(
 
     with typed_errors():
         order = Order(out, Request(page=page), (), max_pixels=max_pixels, replace=replace)
-        items, detector = list(find_inputs(inputs, out=str(out))), DamageDetector(threshold=threshold)
+        items, detector = list(find_inputs(inputs, out=str(out))), DamageDetector(model, threshold=threshold)
         with Console(num_pictures=len(items), as_json=as_json) as console:
             ends: list[tuple[str, str | None]] = []
             for item in items:

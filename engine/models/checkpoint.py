@@ -80,7 +80,12 @@ def load(model: str) -> Checkpoint:
 
 
 def load_detector(model: str = "detector") -> tuple[Card, Detector]:
-    """As `load`, for a network that finds damage."""
+    """As `load`, for a network that finds damage. Raises ModelError where none is embedded and none is given."""
+    if model == "detector" and model not in embedded():
+        raise ModelError(
+            "1 detector is needed, 0 are embedded so far; train one (`engine train --recipe detector`), write masks "
+            "with `engine mask --model FILE` and give them with --mask"
+        )
     card, network = _load(find(model))
     if not isinstance(network, Detector):
         raise ModelError(f"model {model!r} is for the task {card.task!r}, 'detect' is needed; see `engine model list`")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from engine.errors import ModelError
 from engine.models.card import Card
-from engine.models.checkpoint import embedded, find, for_degradation, load, read_card, with_numbers
+from engine.models.checkpoint import embedded, find, for_degradation, load, load_detector, read_card, with_numbers
 from engine.models.cra_srgan.config import SCALES, full, lite
 from engine.models.cra_srgan.generator import CraSrgan
 from tests.networks import TINY, random_checkpoint
@@ -102,12 +102,13 @@ def test_a_pickle_is_never_opened(tmp_path):
 
 def test_every_embedded_model_loads_and_the_defaults_are_among_them():
     assert for_degradation("clean") in embedded()
-    for name in embedded():
-        loaded = load(name)
-        assert loaded.card.numbers is not None
-        assert loaded.card.licence
-        assert {str(s): loaded.network.context_px(s) for s in SCALES} == loaded.card.context_px
-        assert all(bool(torch.isfinite(p).all()) for p in loaded.network.parameters())
+    for name, path in embedded().items():
+        checkpoint = load(name) if read_card(path).task == "joint" else None
+        card, network = load_detector(name) if checkpoint is None else (checkpoint.card, checkpoint.network)
+        assert card.numbers
+        assert card.licence
+        assert {str(s): network.context_px(s) for s in network.SCALES} == card.context_px
+        assert all(bool(torch.isfinite(p).all()) for p in network.parameters())
 
 
 def test_an_unknown_degradation_is_refused():
