@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8  # malloc.h
 _KEPT_BLOCK_BYTES = 1 << 30
 _THREAD_HEAP_BYTES = 64 << 20
 """Threads but the first have heaps of this size; an empty one is kept where as much is to be spared."""
@@ -37,6 +37,13 @@ def keep_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, _KEPT_BLOCK_BYTES)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)  # the most that it takes
         mallopt(_M_TOP_PAD, _THREAD_HEAP_BYTES)
+
+
+def share_one_heap() -> None:
+    """Lets the threads to come share the heap of the first: with dozens, what each ever needed at most adds up."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def return_freed_memory() -> None:

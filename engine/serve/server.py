@@ -10,7 +10,7 @@ from ray.exceptions import RayTaskError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from engine.errors import EngineError, PlanError
-from engine.memory import keep_freed_memory, return_freed_memory_for_ever
+from engine.memory import keep_freed_memory, return_freed_memory_for_ever, share_one_heap
 from engine.serve.app import Export, make_app
 from engine.serve.archive import Archive
 from engine.serve.cluster import Service, running
@@ -95,6 +95,7 @@ def serve(
     if host not in LOOPBACK and not keys.owners:
         raise PlanError(f"{host}: 0 keys protect a service that others reach; give --keys FILE, or leave out --host")
     keep_freed_memory()  # tiles are as large as each other
+    share_one_heap()
     return_freed_memory_for_ever()
     archive = Archive.open(store)
     try:
