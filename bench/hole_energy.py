@@ -17,6 +17,7 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
+from engine.evaluate.metrics import gradient_energy
 from engine.request import Request
 from engine.restoration import Restorer
 
@@ -43,9 +44,8 @@ def main() -> None:
         damaged[np.any(holes, axis=0)] = 255
         with tempfile.TemporaryDirectory() as scratch:
             restored = restorer.array(damaged, np.any(holes, axis=0), Request(scale=1), scratch=Path(scratch))
-        energies = [energy(picture) for picture in (restored, photo)]
         for index, hole in enumerate(holes):
-            after, before = (quotient(plane, hole) for plane in energies)
+            after, before = (quotient(picture, hole) for picture in (restored, photo))
             radius_px = round(float(np.sqrt(hole.sum() / np.pi)))
             print(f"| {path.name} | {index + 1} | {radius_px} | {after:.2f} | {before:.2f} |", flush=True)
             found.append((after, before))
@@ -76,18 +76,11 @@ def cut(shape: tuple[int, int], num_holes: int, *, seed: int) -> list[NDArray[np
     return holes
 
 
-def energy(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Squared gradient of the luma at every pixel (central differences), in squared grey levels."""
-    luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    dy, dx = np.gradient(luma)
-    return (dx**2 + dy**2).astype(np.float32)
-
-
-def quotient(plane: NDArray[np.float32], hole: NDArray[np.bool_]) -> float:
-    """Mean inside the hole over the mean of its ring."""
+def quotient(picture: NDArray[np.uint8], hole: NDArray[np.bool_]) -> float:
+    """Energy inside the hole over the energy of its ring."""
     distance = cv2.distanceTransform((~hole).astype(np.uint8), cv2.DIST_L2, 5)
     ring = (distance >= RING_PX[0]) & (distance <= RING_PX[1])
-    return float(plane[hole].mean() / plane[ring].mean())
+    return gradient_energy(picture, where=hole) / gradient_energy(picture, where=ring)
 
 
 if __name__ == "__main__":

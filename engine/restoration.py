@@ -27,7 +27,7 @@ from engine.isolate import decode_in_child, probe_in_child, read_mask_in_child
 from engine.mask import DETECTED, Mask, array_mask, find_mask, no_mask
 from engine.memory import return_freed_memory
 from engine.metadata import Metadata
-from engine.models.checkpoint import for_degradation, load
+from engine.models.checkpoint import chosen
 from engine.models.runner import TorchRunner
 from engine.objects import Place, Prefix, local_copy, place
 from engine.planning import drawing_order, make_plan, network_operations, resolved_precision
@@ -74,11 +74,12 @@ class Restorer:
         *,
         model: str | None = None,
         degradation: str = "clean",
+        fidelity: float | None = None,
         precision: str = "auto",
         device: str = "cpu",
         threads: int | None = None,
     ) -> None:
-        self.checkpoint = load(model or for_degradation(degradation))
+        self.checkpoint = chosen(model, degradation, fidelity)
         self._precision, self._device = resolved_precision(precision), device
         self._threads = threads or len(os.sched_getaffinity(0))
 
@@ -464,6 +465,7 @@ def restore(
     box: tuple[int, int, int, int] | None = None,
     model: str | None = None,
     degradation: str = "clean",
+    fidelity: float | None = None,
     precision: str = "auto",
     formats: Sequence[str] = ("ome-zarr", "png"),
     max_memory_bytes: int | None = None,
@@ -472,14 +474,14 @@ def restore(
     """Restore one picture into the folder, or below the ``s3://`` URL, `out`.
 
     image, mask: files or URLs; any non-zero mask pixel is missing; "auto" finds the damage. scale: 1, 2, 4,
-    8 or 16; long_side: output pixels, in its place. box: (y, x, h, w) in input pixels. Raises an EngineError with both
-    numbers and the remedy.
+    8 or 16; long_side: output pixels, in its place. box: (y, x, h, w) in input pixels. fidelity: 0 (most texture) to 1
+    (fewest errors). Raises an EngineError with both numbers and the remedy.
     """
     region = None if box is None else Box(box[0], box[1], box[0] + box[2], box[1] + box[3])
     request = Request(
         scale=scale, long_side_px=long_side, box=region, precision=precision, max_memory_bytes=max_memory_bytes
     )
-    restorer = Restorer(model=model, degradation=degradation, precision=precision)
+    restorer = Restorer(model=model, degradation=degradation, fidelity=fidelity, precision=precision)
     where = place(str(out))
     with tempfile.TemporaryDirectory(prefix="engine-") as fetched:
         path = local_copy(str(image), Path(fetched, "image"))

@@ -38,6 +38,7 @@ class Order:
     formats: tuple[str, ...] = ("ome-zarr", "png")
     model: str | None = None
     degradation: str = "clean"
+    fidelity: float | None = None
     tiff_compression: str = "deflate"
     max_pixels: int = 1 << 30
     replace: bool = False
@@ -50,6 +51,7 @@ class Order:
         return Restorer(
             model=self.model,
             degradation=self.degradation,
+            fidelity=self.fidelity,
             precision=self.request.precision,
             device=self.request.device,
             threads=threads,
@@ -70,7 +72,7 @@ class Order:
     def request_id(self, model_sha256: str) -> str:
         """A hash of all that decides about the outputs of a given input: a finished picture is finished for this."""
         asked = dataclasses.asdict(self)
-        for name in ("out", "model", "replace", "max_pixels", "remote"):  # of the model, its digest
+        for name in ("out", "model", "fidelity", "replace", "max_pixels", "remote"):  # of the model, its digest
             del asked[name]
         asked |= {"model_sha256": model_sha256, "pixel_version": PIXEL_VERSION}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

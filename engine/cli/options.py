@@ -129,6 +129,10 @@ BoxOption = Annotated[
 ]
 Model = Annotated[str | None, typer.Option("--model", help="Embedded name or .safetensors file.")]
 DegradationOption = Annotated[Degradation, typer.Option("--degradation", help="What the picture went through.")]
+Fidelity = Annotated[
+    float | None,
+    typer.Option("--fidelity", min=0, max=1, help="0: most texture, 1: fewest errors (what is done without it)."),
+]
 Formats = Annotated[list[Format], typer.Option("--format", help="May be given more than once.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto is fp32.")]
 MaxMemory = Annotated[

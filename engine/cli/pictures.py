@@ -17,6 +17,7 @@ from engine.cli.options import (
     Degradation,
     DegradationOption,
     Device,
+    Fidelity,
     Format,
     Formats,
     Inputs,
@@ -52,6 +53,7 @@ def restore(
     box: BoxOption = None,
     model: Model = None,
     degradation: DegradationOption = Degradation.CLEAN,
+    fidelity: Fidelity = None,
     formats: Formats = DEFAULT_FORMATS,
     precision: PrecisionOption = Precision.AUTO,
     device: Annotated[Device, typer.Option("--device", help="What the network runs on.")] = Device.CPU,
@@ -97,6 +99,7 @@ def restore(
             tuple(dict.fromkeys(item.value for item in formats)),
             model,
             degradation.value,
+            fidelity,
             tiff_compression.value,
             max_pixels,
             replace,
@@ -136,6 +139,7 @@ def plan(
     box: BoxOption = None,
     model: Model = None,
     degradation: DegradationOption = Degradation.CLEAN,
+    fidelity: Fidelity = None,
     formats: Formats = DEFAULT_FORMATS,
     precision: PrecisionOption = Precision.AUTO,
     max_memory: MaxMemory = None,
@@ -160,7 +164,7 @@ def plan(
 
     with typed_errors():
         request = _request(scale, long_side, box, precision, max_memory, page, strip_metadata)
-        restorer = Restorer(model=model, degradation=degradation.value, precision=precision.value)
+        restorer = Restorer(model=model, degradation=degradation.value, fidelity=fidelity, precision=precision.value)
         card, folder, detect = restorer.checkpoint.card, out or Path(), mask == DETECTED
         wanted = tuple(dict.fromkeys(fmt.value for fmt in formats))
         items = find_inputs(inputs, out=None if out is None else str(out), mask=mask)

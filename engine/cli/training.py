@@ -33,7 +33,7 @@ def train(
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of each process.")] = 1,
     device: Annotated[Device, typer.Option("--device", help="What the network runs on.")] = Device.CPU,
     start_from: Annotated[
-        Path | None, typer.Option("--start-from", help="Weights (.safetensors) to start from.")
+        str | None, typer.Option("--start-from", help="Model (name or file) whose weights to start from.")
     ] = None,
     features: Annotated[
         Path | None, typer.Option("--features", help="torchvision's weights of VGG19, where the recipe compares them.")

@@ -15,18 +15,17 @@ from engine.geometry import ceil_div
 _Pixel = TypeVar("_Pixel", np.uint8, np.uint16)
 _Weights: TypeAlias = tuple[NDArray[np.intp], NDArray[np.float64]]
 
-_INPAINT_RADIUS_PX = 3.0
 _KERNEL_WIDTH_PX = 4.0
 
 
-def telea(image: NDArray[_Pixel], mask: NDArray[np.bool_]) -> NDArray[_Pixel]:
-    """Fill the missing pixels of an `(h, w, c)` image by fast marching (Telea 2004), radius 3 px."""
-    return _inpainted(image, mask, cv2.INPAINT_TELEA)
+def telea(image: NDArray[_Pixel], mask: NDArray[np.bool_], *, radius_px: float = 3) -> NDArray[_Pixel]:
+    """Fill the missing pixels of an `(h, w, c)` image by fast marching (Telea 2004)."""
+    return _inpainted(image, mask, cv2.INPAINT_TELEA, radius_px)
 
 
-def navier_stokes(image: NDArray[_Pixel], mask: NDArray[np.bool_]) -> NDArray[_Pixel]:
-    """Fill the missing pixels of an `(h, w, c)` image by fluid dynamics (Bertalmio et al. 2001), radius 3 px."""
-    return _inpainted(image, mask, cv2.INPAINT_NS)
+def navier_stokes(image: NDArray[_Pixel], mask: NDArray[np.bool_], *, radius_px: float = 3) -> NDArray[_Pixel]:
+    """Fill the missing pixels of an `(h, w, c)` image by fluid dynamics (Bertalmio et al. 2001)."""
+    return _inpainted(image, mask, cv2.INPAINT_NS, radius_px)
 
 
 def bicubic_up(image: NDArray[_Pixel], scale: int) -> NDArray[_Pixel]:
@@ -48,13 +47,12 @@ def _check_scale(scale: int) -> None:
         raise ValueError(f"a scale is a whole number of 1 or more, got {scale}")
 
 
-def _inpainted(image: NDArray[_Pixel], mask: NDArray[np.bool_], method: int) -> NDArray[_Pixel]:
+def _inpainted(image: NDArray[_Pixel], mask: NDArray[np.bool_], method: int, radius_px: float) -> NDArray[_Pixel]:
     if image.ndim != 3 or mask.shape != image.shape[:2]:
         raise ValueError(f"an (h, w, c) image and its (h, w) mask are needed, got {image.shape} and {mask.shape}")
     hole = mask.astype(np.uint8)
     channels = [
-        cv2.inpaint(np.ascontiguousarray(image[..., c]), hole, _INPAINT_RADIUS_PX, method)
-        for c in range(image.shape[2])
+        cv2.inpaint(np.ascontiguousarray(image[..., c]), hole, radius_px, method) for c in range(image.shape[2])
     ]
     return np.stack(channels, axis=-1).astype(image.dtype, copy=False)
 

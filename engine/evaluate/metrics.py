@@ -34,10 +34,7 @@ def psnr(a: _Image, b: _Image, *, where: NDArray[np.bool_] | None = None) -> flo
     difference = a.astype(np.float64) - b
     if where is None:
         return _decibels(difference)
-    if where.shape != a.shape[:2] or where.dtype != np.bool_:
-        raise ValueError(f"the mask is {where.shape} {where.dtype}, the picture needs {a.shape[:2]} bool")
-    if not where.any():
-        raise ValueError("the mask selects no pixel: there is nothing to measure")
+    _check_mask(where, a.shape[:2])
     return _decibels(difference[where])
 
 
@@ -46,8 +43,11 @@ def psnr_y(a: _Image, b: _Image, *, crop_px: int = 0) -> float:
     return _decibels(np.subtract(*_cropped_lumas(a, b, crop_px)))
 
 
-def ssim_y(a: _Image, b: _Image, *, crop_px: int = 0) -> float:
-    """Mean SSIM over `luma` (Wang et al. 2004): window 11x11, Gaussian of sigma 1.5 px, valid positions; 1 is best."""
+def ssim_y(a: _Image, b: _Image, *, crop_px: int = 0, where: NDArray[np.bool_] | None = None) -> float:
+    """Mean SSIM over `luma` (Wang et al. 2004): window 11x11, Gaussian of sigma 1.5 px, valid positions; 1 is best.
+
+    `where` is an `(h, w)` mask of the window centres that count.
+    """
     y_a, y_b = _cropped_lumas(a, b, crop_px)
     if min(y_a.shape) < _SSIM_WINDOW_PX:
         raise ValueError(f"SSIM needs sides of {_SSIM_WINDOW_PX} px or more after the crop, got {y_a.shape}")
@@ -57,7 +57,14 @@ def ssim_y(a: _Image, b: _Image, *, crop_px: int = 0) -> float:
     covariance = _windowed_mean(y_a * y_b) - mean_a * mean_b
     luminance = (2 * mean_a * mean_b + _SSIM_C1) / (mean_a * mean_a + mean_b * mean_b + _SSIM_C1)
     structure = (2 * covariance + _SSIM_C2) / (variance_a + variance_b + _SSIM_C2)
-    return float(np.mean(luminance * structure))
+    similarity = luminance * structure
+    if where is None:
+        return float(np.mean(similarity))
+    _check_mask(where, a.shape[:2])
+    margin = crop_px + _SSIM_WINDOW_PX // 2
+    centres = where[margin : where.shape[0] - margin, margin : where.shape[1] - margin]
+    _check_mask(centres, similarity.shape)
+    return float(np.mean(similarity[centres]))
 
 
 def gmsd(a: _Image, b: _Image) -> float:
@@ -68,6 +75,21 @@ def gmsd(a: _Image, b: _Image) -> float:
     gradient_a, gradient_b = _gradient(_halved(y_a)), _gradient(_halved(y_b))
     similarity = (2 * gradient_a * gradient_b + _GMSD_C) / (gradient_a**2 + gradient_b**2 + _GMSD_C)
     return float(np.std(similarity, ddof=1))
+
+
+def gradient_energy(a: _Image, *, where: NDArray[np.bool_]) -> float:
+    """Mean squared gradient (central differences) of `luma` over the pixels of an `(h, w)` mask, in squared levels."""
+    plane = luma(a)
+    _check_mask(where, plane.shape)
+    energy = sum(np.square(np.gradient(plane, axis=axis)) for axis in (0, 1))
+    return float(np.mean(np.asarray(energy, np.float64)[where]))
+
+
+def _check_mask(where: NDArray[np.bool_], shape: tuple[int, ...]) -> None:
+    if where.shape != shape or where.dtype != np.bool_:
+        raise ValueError(f"the mask is {where.shape} {where.dtype}, the picture needs {shape} bool")
+    if not where.any():
+        raise ValueError("the mask selects no pixel: there is nothing to measure")
 
 
 def _check_pair(a: _Image, b: _Image) -> None:

@@ -36,6 +36,8 @@ class Card:
     sha256: str
     """Of the weights file."""
     parameters: int
+    base: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Name and sha256 of the embedded model whose weights stand for those that the file leaves out; or empty."""
     training: Mapping[str, Value] = field(default_factory=dict[str, Value])
     numbers: Mapping[str, Value] = field(default_factory=dict[str, Value])
     """Measured quality, with the command that measures it."""

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+from cachetools import LRUCache
 
 from engine.errors import NotFound, NotReady, StorageError
 from engine.serve.view import Difference, Growing, Stored, View
@@ -15,13 +16,20 @@ RESTORED, ORIGINAL, MASK, DIFFERENCE = "restored", "original", "mask", "differen
 LAYERS = (RESTORED, ORIGINAL, MASK, DIFFERENCE)
 OVERVIEW = "overview.npy"
 _MOST_OPEN = 64
+_MOST_ANSWERS_BYTES = 64 << 20
+_MOST_ANSWER_BYTES = 1 << 20
+"""A tile, not a whole picture."""
 
 
 class Gallery:
-    """Opens views. Threads may ask at the same time."""
+    """Opens views, and keeps what was sent of finished ones: many look at the same tiles, at small levels above all.
+
+    Threads may ask at the same time.
+    """
 
     def __init__(self) -> None:
         self._open: OrderedDict[tuple[Path, str], View] = OrderedDict()
+        self._answers = LRUCache[tuple[Path, str], bytes](_MOST_ANSWERS_BYTES, getsizeof=len)
         self._lock = threading.Lock()
 
     def view(self, folder: Path, layer: str) -> View:
@@ -54,6 +62,19 @@ class Gallery:
         with self._lock:
             for layer in LAYERS:
                 self._open.pop((folder, layer), None)
+            for key in [key for key in self._answers if key[0] == folder]:
+                del self._answers[key]
+
+    def answer(self, folder: Path, tag: str) -> bytes | None:
+        """What was sent before of a finished picture."""
+        with self._lock:
+            return self._answers.get((folder, tag))
+
+    def keep_answer(self, folder: Path, tag: str, data: bytes) -> None:
+        """Keeps what is sent of a finished picture, where it is small."""
+        if len(data) <= _MOST_ANSWER_BYTES:
+            with self._lock:
+                self._answers[folder, tag] = data
 
     @staticmethod
     def _opened(folder: Path, final: Path, layer: str) -> View:

@@ -90,12 +90,18 @@ async def image(
     headers = {"Link": f'{_LEVEL}, <{address}>;rel="canonical"'}
     if isinstance(found, view.Stored) and request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers={**headers, "ETag": tag})
-    async with request.app.state.drawing:
-        try:
-            data, final = await asyncio.to_thread(drawn, found, asked)
-        except StorageError:  # published, or dropped, since it was opened
-            desk_of(request).gallery.forget(desk_of(request).folder(job))
-            data, final = await asyncio.to_thread(drawn, await _view(request, job, layer), asked)
+    gallery, folder = desk_of(request).gallery, desk_of(request).folder(job)
+    data, final = gallery.answer(folder, tag), True
+    if data is None:
+        async with request.app.state.drawing:
+            try:
+                data, final = await asyncio.to_thread(drawn, found, asked)
+            except StorageError:  # published, or dropped, since it was opened
+                gallery.forget(folder)
+                found = await _view(request, job, layer)
+                data, final = await asyncio.to_thread(drawn, found, asked)
+        if isinstance(found, view.Stored):
+            gallery.keep_answer(folder, tag, data)
     if final:
         headers |= {"ETag": tag, "Cache-Control": f"private, max-age={_YEAR_S}, immutable"}
     else:

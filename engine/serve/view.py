@@ -70,7 +70,7 @@ class View(Protocol):
 
 
 class Stored:
-    """A finished canvas in a folder, read by TensorStore: zarr-python takes three times as long for a tile."""
+    """A finished canvas in a folder, read by TensorStore: zarr-python takes twice as long for a tile."""
 
     def __init__(self, canvas: Canvas, profile: bytes | None = None) -> None:
         self.profile = profile

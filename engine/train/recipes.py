@@ -182,10 +182,9 @@ def _adversarial() -> Stage:
     return Stage(
         name="adversarial",
         task="joint",
-        trains=("",),
+        trains=(*LOCAL, "local.head."),
         steps=3000,
         learning_rate=1e-4,
-        guide_rate_factor=0.1,
         losses=LossWeights(
             pixel=1.0, hole=0.05, edge=0.1, frequency=0.05, perceptual=0.1, style=0.05, adversarial=0.005
         ),

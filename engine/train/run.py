@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engine.errors import TrainingError
 from engine.models.card import Card, Value
-from engine.models.checkpoint import load, save
+from engine.models.checkpoint import load, read_weights, save
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.objects import Place
 from engine.store import write_atomic
@@ -61,8 +61,8 @@ class Run:
     data_licence: str
     """Of the pictures; goes on the card."""
     device: str = "cpu"
-    start_from: Path | None = None
-    """Weights (safetensors) that the first stage starts from."""
+    start_from: str | None = None
+    """An embedded name or a file, whose weights the first stage starts from."""
     vgg19: Path | None = None
     """Its weights, where a stage compares its features."""
     teacher: str | None = None
@@ -294,18 +294,14 @@ def _teacher(model: str) -> CraSrgan:
 
 def _start_weights(run: Run, stage: Stage) -> dict[str, Tensor]:
     """What the stages before this one trained, each taken from its own file."""
-    sources: list[tuple[Path, tuple[str, ...]]] = []
-    if run.start_from is not None:
-        sources.append((run.start_from, ("",)))
+    found = {} if run.start_from is None else read_weights(run.start_from)
     for earlier in run.recipe.stages:
         if earlier.name == stage.name:
             break
-        sources.append((run.folder / f"{earlier.name}.safetensors", earlier.trains))
-    found: dict[str, Tensor] = {}
-    for path, prefixes in sources:
+        path = run.folder / f"{earlier.name}.safetensors"
         if path.exists():
-            found |= {name: value.float() for name, value in load_file(path).items() if name.startswith(prefixes)}
-    return found
+            found |= {name: value for name, value in load_file(path).items() if name.startswith(earlier.trains)}
+    return {name: value.float() for name, value in found.items()}
 
 
 def finish(run: Run, *, threads: int, workers: int = 1) -> Card:
@@ -349,6 +345,7 @@ def finish(run: Run, *, threads: int, workers: int = 1) -> Card:
         licence="Apache-2.0",
         training=training,
         numbers={},
+        trained_from=run.start_from,
     )
 
 

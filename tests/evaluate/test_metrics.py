@@ -6,7 +6,7 @@ import skimage.data
 from scipy.signal import convolve2d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from engine.evaluate.metrics import gmsd, luma, psnr, psnr_y, ssim_y
+from engine.evaluate.metrics import gmsd, gradient_energy, luma, psnr, psnr_y, ssim_y
 
 
 @pytest.fixture(params=[(96, 128), (61, 75)], ids=["even", "odd"])
@@ -42,6 +42,28 @@ def test_ssim_y_equals_skimage(pair, crop_px):
         a, b, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
     assert ssim_y(*pair, crop_px=crop_px) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("crop_px", [0, 4])
+def test_ssim_y_counts_only_the_windows_of_the_mask(pair, rng, crop_px):
+    a, b = (luma(p) for p in pair)
+    _, full = structural_similarity(
+        a, b, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+    )
+    where = rng.random(a.shape) < 0.2
+    margin = crop_px + 5
+    inside = np.zeros_like(where)
+    inside[margin:-margin, margin:-margin] = True
+    assert ssim_y(*pair, crop_px=crop_px, where=where) == pytest.approx(full[where & inside].mean(), abs=1e-9)
+
+
+def test_gradient_energy_of_a_slope():
+    """Luma rises by 219 / 255 a level: 2 levels a pixel across, 3 down."""
+    y, x = np.mgrid[:30, :40]
+    slope = np.repeat((2 * x + 3 * y)[..., None], 3, axis=2).astype(np.uint8)
+    where = np.zeros(slope.shape[:2], bool)
+    where[5:20, 10:30] = True
+    assert gradient_energy(slope, where=where) == pytest.approx((4 + 9) * (219 / 255) ** 2)
 
 
 def _gmsd_as_published(a, b):

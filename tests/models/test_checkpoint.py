@@ -9,8 +9,20 @@ from safetensors.torch import load_file
 
 from engine.errors import ModelError
 from engine.models.card import Card
-from engine.models.checkpoint import embedded, find, for_degradation, load, load_detector, read_card, with_numbers
-from engine.models.cra_srgan.config import SCALES, full, lite
+from engine.models.checkpoint import (
+    between,
+    chosen,
+    embedded,
+    find,
+    for_degradation,
+    load,
+    load_detector,
+    read_card,
+    read_weights,
+    save,
+    with_numbers,
+)
+from engine.models.cra_srgan.config import SCALES, full, lite, lite_scan
 from engine.models.cra_srgan.generator import CraSrgan
 from tests.networks import TINY, random_checkpoint
 
@@ -140,3 +152,79 @@ def test_numbers_are_replaced_and_nothing_else(checkpoint):
     assert (after.sha256, after.config, after.context_px) == (before.sha256, before.config, before.context_px)
     load(str(checkpoint))
     assert np.isclose(after.numbers["psnr"], 31.5)
+
+
+def trained_from_lite(path, config, *changed):
+    """Weights of `lite` but for tensors whose names begin so, as fine-tuning leaves them."""
+    weights = read_weights("lite")
+    rng = torch.Generator().manual_seed(3)
+    for name, value in CraSrgan(config).state_dict().items():
+        if name not in weights or name.startswith(changed):
+            start = weights.get(name, torch.zeros_like(value)).float()
+            weights[name] = start + 0.01 * torch.randn(value.shape, generator=rng)
+    card = save(
+        path,
+        weights,
+        config=config,
+        name=path.stem,
+        degradation="clean",
+        licence="CC0",
+        training={},
+        numbers={},
+        trained_from="lite",
+    )
+    return card, {name: value.half() for name, value in weights.items()}
+
+
+@pytest.mark.parametrize("config", [lite(), lite_scan()], ids=["same sizes", "one layer more"])
+def test_what_equals_the_embedded_base_is_not_stored_again(tmp_path, config):
+    path = tmp_path / "lively.safetensors"
+    card, weights = trained_from_lite(path, config, "local.stages.", "local.clean.")
+    assert card.base == {"name": "lite", "sha256": read_card(find("lite")).sha256}
+    assert all(name.startswith(("local.stages.", "local.clean.")) for name in load_file(path))
+    assert card.parameters == sum(p.numel() for p in CraSrgan(config).parameters())
+    state = load(str(path)).network.state_dict()
+    assert state.keys() == weights.keys()
+    assert all(torch.equal(state[name], value.float()) for name, value in weights.items())
+
+
+def test_another_base_than_it_was_trained_with_is_refused(tmp_path):
+    path = tmp_path / "lively.safetensors"
+    trained_from_lite(path, lite(), "local.head.")
+    card = path.with_suffix(".json")
+    sha256 = read_card(find("lite")).sha256
+    card.write_text(card.read_text().replace(sha256, "0" * 64))
+    with pytest.raises(ModelError, match=rf"'lite' 0{{12}}, embedded here is {sha256[:12]}"):
+        load(str(path))
+
+
+def test_the_dial_leads_from_a_model_to_its_base(tmp_path):
+    path = tmp_path / "lively.safetensors"
+    trained_from_lite(path, lite(), "local.")
+    base, own = load("lite"), load(str(path))
+    ends = {fidelity: between(load(str(path)), fidelity) for fidelity in (0.0, 0.25, 1.0)}
+    assert ends[0.0].card == own.card
+    assert ends[1.0].card == base.card
+    name = "local.trunk.enter.weight"
+    expected = 0.75 * own.network.state_dict()[name] + 0.25 * base.network.state_dict()[name]
+    assert torch.allclose(ends[0.25].network.state_dict()[name], expected, atol=1e-7)
+    assert ends[0.25].card.name == "lively@0.25"
+    digests = {between(load(str(path)), fidelity).card.sha256 for fidelity in (0.0, 0.2, 0.25, 1.0)}
+    assert len(digests) == 4  # other pixels, other plans
+
+
+def test_a_dial_without_two_ends_is_refused(checkpoint, tmp_path):
+    with pytest.raises(ModelError, match="from 0 embedded models, 1 is needed"):
+        chosen(str(checkpoint), "clean", 0.5)
+    with pytest.raises(ModelError, match=r"1\.5 is not between"):
+        chosen("lite", "clean", 1.5)
+    path = tmp_path / "scan.safetensors"
+    trained_from_lite(path, lite_scan(), "local.")
+    with pytest.raises(ModelError, match="nothing lies between"):
+        chosen(str(path), "clean", 0.5)
+
+
+@pytest.mark.skipif("gan" in embedded(), reason="a model of livelier texture is embedded")
+def test_a_dial_says_what_is_not_embedded_yet():
+    with pytest.raises(ModelError, match="0 are embedded so far"):
+        chosen(None, "clean", 0.5)

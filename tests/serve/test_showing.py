@@ -51,6 +51,12 @@ def test_a_finished_output_is_shown_and_nothing_else_is_taken(network, tmp_path,
         assert np.array_equal(cv2.imdecode(np.frombuffer(whole.content, np.uint8), cv2.IMREAD_COLOR), expected)
         for fmt in ("png", "ome-zarr"):
             assert requests.get(url + told["links"]["result"][fmt], timeout=30).ok
+        for shard in (made.outputs[0] / "0" / "c").rglob("[0-9]"):
+            if shard.is_file():
+                shard.unlink()
+        kept = requests.get(whole.url, timeout=30)  # from memory
+        assert (kept.content, kept.headers["ETag"]) == (whole.content, whole.headers["ETag"])
+        assert not requests.get(whole.url.replace("full/max", "0,0,64,64/max"), timeout=30).ok
         refused = requests.post(f"{url}/v1/restorations", files={"image": image.read_bytes()}, timeout=30)
         assert refused.json()["code"] == "too-many-pixels"
         running.send_signal(signal.SIGINT)
