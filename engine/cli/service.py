@@ -1,5 +1,6 @@
 """Commands for the endpoint and its page."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,7 @@ def serve(
     from engine.serve.desk import Limits
     from engine.serve.server import serve as run_service
 
+    logging.getLogger("engine.serve").setLevel(logging.INFO)  # a line for each request
     span = parse_span(replicas, "--replicas")
     limits = Limits(max_pixels=max_pixels, max_queue_megapixels=max_queue, retention_s=86400 * retention_days)
     with typed_errors():

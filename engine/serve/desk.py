@@ -268,6 +268,9 @@ class Desk:
         if picture is not None:
             try:
                 await self.scheduler.drop.remote(picture)
+                again = self.archive.pictures.get(picture)
+                if again is not None and picture not in self.archive.ends:  # sent again in between
+                    await self._add([again])
             except Exception:  # it is started anew, and will not be told of this picture
                 log.warning("the scheduler does not answer", exc_info=True)
 

@@ -19,6 +19,8 @@ _MOST_OPEN = 64
 _MOST_ANSWERS_BYTES = 64 << 20
 _MOST_ANSWER_BYTES = 1 << 20
 """A tile, not a whole picture."""
+_ENTRY_BYTES = 4096
+"""What keeping an answer takes besides, rounded up: there are at most so many that all can be looked through."""
 
 
 class Gallery:
@@ -29,7 +31,9 @@ class Gallery:
 
     def __init__(self) -> None:
         self._open: OrderedDict[tuple[Path, str], View] = OrderedDict()
-        self._answers = LRUCache[tuple[Path, str], bytes](_MOST_ANSWERS_BYTES, getsizeof=len)
+        self._answers = LRUCache[tuple[Path, str], bytes](
+            _MOST_ANSWERS_BYTES, getsizeof=lambda data: len(data) + _ENTRY_BYTES
+        )
         self._lock = threading.Lock()
 
     def view(self, folder: Path, layer: str) -> View:

@@ -88,9 +88,11 @@ async def image(
     tag = f'"{hashlib.sha256(f"{job.picture} {layer} {canonical}".encode()).hexdigest()[:32]}"'
     address = f"{_base(request)}/iiif/3/{identifier}/{canonical}"
     headers = {"Link": f'{_LEVEL}, <{address}>;rel="canonical"'}
-    if isinstance(found, view.Stored) and request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers={**headers, "ETag": tag})
-    gallery, folder = desk_of(request).gallery, desk_of(request).folder(job)
+    for_good = {"ETag": tag, "Cache-Control": f"private, max-age={_YEAR_S}, immutable"}
+    known = (one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(","))
+    if isinstance(found, view.Stored) and {tag, "*"}.intersection(known):
+        return Response(status_code=304, headers=headers | for_good)
+    archive, gallery, folder = desk_of(request).archive, desk_of(request).gallery, desk_of(request).folder(job)
     data, final = gallery.answer(folder, tag), True
     if data is None:
         async with request.app.state.drawing:
@@ -100,10 +102,10 @@ async def image(
                 gallery.forget(folder)
                 found = await _view(request, job, layer)
                 data, final = await asyncio.to_thread(drawn, found, asked)
-        if isinstance(found, view.Stored):
+        if isinstance(found, view.Stored) and job.picture in archive.pictures:  # not dropped meanwhile
             gallery.keep_answer(folder, tag, data)
     if final:
-        headers |= {"ETag": tag, "Cache-Control": f"private, max-age={_YEAR_S}, immutable"}
+        headers |= for_good
     else:
         headers["Cache-Control"] = "no-store"
         if layer in (RESTORED, DIFFERENCE):

@@ -60,12 +60,15 @@ def response(code: str, detail: str, headers: Mapping[str, str] | None = None) -
     return JSONResponse(body, STATUS.get(code, 422), headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
-async def on_error(_: Request, error: Exception) -> JSONResponse:
-    """For FastAPI: any EngineError."""
+async def on_error(request: Request, error: Exception) -> JSONResponse:
+    """For FastAPI: any EngineError. Where the store lies is nobody's business."""
     assert isinstance(error, EngineError)
+    text, root = str(error), request.app.state.desk.archive.root
+    for path in (root.resolve(), root):
+        text = text.replace(f"{path}/", "").replace(str(path), "the store")
     headers: dict[str, str] = {}
     if isinstance(error, Busy):
         headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return response(error.code, str(error), headers)
+    return response(error.code, text, headers)

@@ -15,6 +15,7 @@ from engine.serve.app import Export, make_app
 from engine.serve.archive import Archive
 from engine.serve.cluster import Service, running
 from engine.serve.desk import Desk, Limits
+from engine.serve.gallery import OVERVIEW
 from engine.serve.keys import Keys
 
 HEADERS_S = 10.0
@@ -98,6 +99,8 @@ def serve(
     share_one_heap()
     return_freed_memory_for_ever()
     archive = Archive.open(store)
+    for picture in archive.unfinished():  # shown again once it is begun again: the model may be another one
+        (archive.folder(picture.id) / OVERVIEW).unlink(missing_ok=True)
     try:
         with running(store.resolve(), replicas=replicas, model=model) as service:
             desk = Desk(archive, service.scheduler, limits or Limits())

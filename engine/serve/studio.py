@@ -69,7 +69,7 @@ class Site:
             yield self._job(self.folder / self.picture.mask, None, MASK), Request()
 
     def _job(self, image: Path, mask: Path | None, name: str) -> Job:
-        return Job(image, mask, self.out, name, ("ome-zarr",), max_pixels=1 << 40, shard_px=SHARD_PX)
+        return Job(image, mask, self.out, name, ("ome-zarr",), replace=True, max_pixels=1 << 40, shard_px=SHARD_PX)
 
 
 class Studio:
@@ -93,6 +93,9 @@ class Studio:
             grid = self._restorer.plan(site.job, site.request)[0].grid
             return Began(grid, frozenset(grid.all_keys()))
         part = self._part(site)
+        for other in site.job.out.glob(f"{site.job.name}.*.inprogress.zarr"):  # of another model, before a restart
+            if other != part.canvas.root:
+                shutil.rmtree(other, ignore_errors=True)
         path = site.folder / OVERVIEW
         if not path.exists():
             written = BytesIO()

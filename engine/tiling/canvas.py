@@ -121,11 +121,13 @@ class AnyCanvas(ABC):
 
     @contextmanager
     def damage_named(self, keys: Iterable[ShardKey]) -> Generator[None]:
-        """Around reading shards: refuses missing ones, and turns a decoder's complaint into the name of the bad one."""
+        """Around reading shards: refuses missing ones, and turns a decoder's complaint into the name of the bad one.
+
+        One that has gone meanwhile, with the folder that another process gave its final name, is missing: it was read
+        as zeros.
+        """
         keys = list(keys)
-        missing = [key for key in keys if not self.is_done(key)]
-        if missing:
-            raise self._bad(missing)
+        self._refuse_missing(keys)
         try:
             yield
         except EngineError:
@@ -136,6 +138,12 @@ class AnyCanvas(ABC):
         except (RuntimeError, ValueError):
             self.verify(keys)
             raise
+        self._refuse_missing(keys)
+
+    def _refuse_missing(self, keys: list[ShardKey]) -> None:
+        missing = [key for key in keys if not self.is_done(key)]
+        if missing:
+            raise self._bad(missing)
 
     def verify(self, keys: Iterable[ShardKey]) -> None:
         """Reads the objects of the shards again; strikes the record of each that is not as recorded, and raises."""

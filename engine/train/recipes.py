@@ -148,7 +148,7 @@ def _distortion(times: int) -> tuple[Stage, ...]:
         Stage(
             name="inpainting",
             task="inpainting",
-            trains=GLOBAL,
+            trains=("guide.refine.", "local.head."),  # trained beside it, the coarse network falls silent
             steps=4000 * times,
             learning_rate=4e-4,
             losses=LossWeights(hole=1.0, edge=0.1),
@@ -182,7 +182,7 @@ def _adversarial() -> Stage:
     return Stage(
         name="adversarial",
         task="joint",
-        trains=(*LOCAL, "local.head."),
+        trains=("guide.refine.", "local."),
         steps=3000,
         learning_rate=1e-4,
         losses=LossWeights(

@@ -212,3 +212,29 @@ def test_too_long_a_body_is_refused_by_what_it_says(desk):
                 parse_options=lambda _: Options(),
             )
         )
+
+
+def test_a_picture_that_is_sent_again_while_it_is_deleted_is_done(desk, monkeypatch):
+    """Removing its files may take long; by then the same picture may have been accepted anew."""
+    accept(desk, "p")
+    remove = Archive.drop
+
+    async def run() -> None:
+        await desk._follow_once()
+        loop = asyncio.get_running_loop()
+
+        def slow(archive: Archive, name: str) -> str | None:
+            dropped = remove(archive, name)
+            archive.accept(upload(archive), picture("p"), job("another", "p"))
+            asyncio.run_coroutine_threadsafe(desk._add([picture("p")]), loop).result()
+            return dropped
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Archive, "drop", slow)
+            await desk.delete(desk.job("job of p", None))
+        await desk.scheduler.work_off()
+        await desk._follow_once()
+
+    asyncio.run(run())
+    assert desk.archive.jobs.keys() == {"another"}
+    assert desk.archive.ends.keys() == {"p"}

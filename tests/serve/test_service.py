@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import time
 import zipfile
@@ -73,8 +74,12 @@ def test_a_picture_from_upload_to_result(service, restored):
         assert service.ask("OPTIONS", job["links"]["iiif"][layer] + "/info.json").status_code == 204
     tile = service.ask("GET", job["links"]["iiif"]["restored"] + "/512,512,512,512/512,512/0/default.png")
     assert np.array_equal(decoded(tile.content), restored[512:1024, 512:1024])
-    again = service.ask("GET", tile.url[len(service.url) :], headers={"If-None-Match": tile.headers["ETag"]})
-    assert again.status_code == 304
+    for known in (tile.headers["ETag"], f'"other", W/{tile.headers["ETag"]}', "*"):
+        again = service.ask("GET", tile.url[len(service.url) :], headers={"If-None-Match": known})
+        assert again.status_code == 304
+        assert again.headers["Cache-Control"] == tile.headers["Cache-Control"]
+    other = service.ask("GET", tile.url[len(service.url) :], headers={"If-None-Match": '"other"'})
+    assert other.content == tile.content
     base = service.ask("GET", job["links"]["iiif"]["restored"], allow_redirects=False)
     assert base.status_code == 303
     found = service.ask("GET", job["links"]["manifest"]).json()
@@ -83,6 +88,14 @@ def test_a_picture_from_upload_to_result(service, restored):
     assert [item["label"]["en"][0] for item in body["items"]][:2] == ["Restored", "Original"]
     assert "generated" in found["requiredStatement"]["value"]["en"][0]
     assert service.ask("GET", body["items"][0]["service"][0]["id"][len(service.url) :] + "/info.json").ok
+
+    for array in service.store.glob("pictures/*/out/restored.zarr/0"):
+        if json.loads((array / "zarr.json").read_text())["shape"] == [3, 1440, 2080]:
+            shutil.rmtree(array / "c")
+    lost = service.ask("GET", job["links"]["iiif"]["restored"] + "/0,0,99,99/max/0/default.png")
+    assert lost.status_code == 503
+    assert "shards are missing" in lost.text
+    assert str(service.store) not in lost.text
 
     assert job["id"] in [one["id"] for one in service.ask("GET", "/v1/restorations").json()]
     assert service.ask("DELETE", job["links"]["self"]).status_code == 204

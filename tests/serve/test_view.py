@@ -155,6 +155,25 @@ def test_a_growing_picture_shows_overview_then_what_is_stored(canvas):
         assert np.array_equal(found.pixels, canvas.read(Box.of(size), level=level))
 
 
+@pytest.mark.parametrize("box", [Box(0, 0, 128, 128), Box(100, 100, 270, 270)], ids=["a shard", "parts of four"])
+def test_what_is_published_while_it_is_read_is_not_final(tmp_path, canvas, monkeypatch, box):
+    """Zarr reads what is gone as zeros; a browser would keep them for a year."""
+    draw(canvas, picture())
+    view = Growing(canvas, np.full((20, 31, 3), 77, np.uint8))
+
+    class Arrays:
+        def __getitem__(self, level: int):
+            if canvas.root.exists():
+                canvas.root.rename(tmp_path / "published")
+            return arrays[level]
+
+    arrays = canvas._arrays
+    monkeypatch.setattr(canvas, "_arrays", Arrays())
+    found = view.read(box, level=0)
+    assert not found.final
+    assert (found.pixels == 77).all()
+
+
 def test_the_difference_is_nothing_where_nothing_was_restored(tmp_path, canvas):
     pixels = picture()
     draw(canvas, pixels)
