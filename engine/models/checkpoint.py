@@ -183,11 +183,13 @@ def save(
 ) -> Card:
     """Write `path` (float16 safetensors) and the card beside it.
 
-    Of weights `trained_from` an embedded model, only those are written that differ from its own.
+    Of weights `trained_from` an embedded model of another name, only those are written that differ from its own.
     """
     network = build(config)
     halves = {key: value.to(torch.float16).contiguous() for key, value in weights.items()}
     base = _embedded_card(trained_from)
+    if base is not None and base.name == name:  # to take its place
+        base = None
     shared = {} if base is None else read_weights(base.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: v for key, v in halves.items() if key not in shared or not torch.equal(v, shared[key])}, path)

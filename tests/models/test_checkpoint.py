@@ -228,3 +228,10 @@ def test_a_dial_without_two_ends_is_refused(checkpoint, tmp_path):
 def test_a_dial_says_what_is_not_embedded_yet():
     with pytest.raises(ModelError, match="0 are embedded so far"):
         chosen(None, "clean", 0.5)
+
+
+def test_a_successor_of_an_embedded_model_holds_all(tmp_path):
+    path = tmp_path / "lite.safetensors"
+    card, weights = trained_from_lite(path, lite(), "local.head.")
+    assert not card.base
+    assert load_file(path).keys() == weights.keys()
