@@ -93,7 +93,7 @@ class Studio:
             grid = self._restorer.plan(site.job, site.request)[0].grid
             return Began(grid, frozenset(grid.all_keys()))
         part = self._part(site)
-        for other in site.job.out.glob(f"{site.job.name}.*.inprogress.zarr"):  # of another model, before a restart
+        for other in site.out.glob(f"{RESTORED}.*.inprogress.zarr"):  # of another model, before a restart
             if other != part.canvas.root:
                 shutil.rmtree(other, ignore_errors=True)
         path = site.folder / OVERVIEW
