@@ -2,10 +2,11 @@
 
     python bench/detector.py --photos DIR --overlays DIR [--clean DIR ...] [--model FILE] [--choose] [--card]
 
-Each overlay (RGBA; its alpha is how much it covers) is enlarged to a square picture's side and laid on it, once in
-white and once in black; a pixel is damaged where alpha is above 0.1. The same pictures are measured enlarged 2x and 4x,
-too (every fourth overlay at 4x). Precision and recall allow for 2 px and are pooled over all pixels of a row. Clean
-pictures are restored with the mask that is found in them; their PSNR is over the whole picture, at most 100 dB.
+Each overlay (RGBA; its alpha is how much it covers) is enlarged to a square picture's side and laid on it; a pixel is
+damaged where alpha is above 0.1. The same pictures are measured enlarged 2x and 4x, too (every fourth overlay at 4x).
+Precision and recall allow for 2 px and are pooled over all pixels of a row. The row `inverted` is apart: the overlays
+with their colours inverted. Clean pictures are restored with the mask that is found in them; their PSNR is over the
+whole picture, at most 100 dB.
 
 --choose measures at several thresholds, without clean pictures' restoration, for the choice on training data.
 """
@@ -35,7 +36,6 @@ from engine.train.overlays import COVERED
 TOLERANCE_PX = 2
 MOST_DB = 100.0
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-COLOURS = {"white": 255.0, "black": 0.0}
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -119,18 +119,23 @@ def _cases(
         photo = photo[:side, :side]
         rgba = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         assert rgba is not None
-        alpha = cv2.resize(rgba[..., 3].astype(np.float32) / 255, (side, side), interpolation=cv2.INTER_LINEAR)
-        for colour, level in COLOURS.items():
-            covered = photo + alpha[..., None] * (level - photo.astype(np.float32))
-            for scale in scales:
-                if scale == 4 and number % 4:
-                    continue
-                size = (side * scale, side * scale)
-                given = cv2.resize(covered, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else covered
-                cover = cv2.resize(alpha, size, interpolation=cv2.INTER_LINEAR) if scale > 1 else alpha
-                picture = np.clip(np.rint(given), 0, 255).astype(np.uint8)
-                rows = ["all", f"{path.parent.name}", f"x{scale}", colour]
-                yield rows, picture, np.asarray(cover > COVERED)
+        opaque = rgba[..., 3:].astype(np.float32) / 255
+        layer = cv2.resize(np.dstack([rgba[..., 2::-1] * opaque, opaque]), (side, side), interpolation=cv2.INTER_LINEAR)
+        colour, alpha = layer[..., :3], layer[..., 3]
+        rest = photo * (1 - alpha[..., None])
+        covered, inverted = rest + colour, rest + 255 * alpha[..., None] - colour
+        for scale in scales:
+            if scale == 4 and number % 4:
+                continue
+            size = (side * scale, side * scale)
+            given = cv2.resize(covered, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else covered
+            cover = cv2.resize(alpha, size, interpolation=cv2.INTER_LINEAR) if scale > 1 else alpha
+            yield ["all", path.parent.name, f"x{scale}"], _rounded(given), np.asarray(cover > COVERED)
+        yield ["inverted"], _rounded(inverted), np.asarray(alpha > COVERED)
+
+
+def _rounded(picture: NDArray[np.float32]) -> Image:
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
 def _restored(detector: DamageDetector, folder: Path) -> dict[str, float]:

@@ -71,7 +71,7 @@ def first_tile(url: str, seed: int) -> float:
     address = f"{url}{job['links']['iiif']['restored']}/4096,4096,512,512/512,512/0/default.jpg"
     while True:
         answer = requests.get(address, timeout=60)
-        if answer.ok and "immutable" in answer.headers["Cache-Control"]:
+        if answer.ok and "max-age" in answer.headers["Cache-Control"]:
             taken = time.monotonic() - started
             requests.delete(url + job["links"]["self"], timeout=60)
             time.sleep(RESTING_S)

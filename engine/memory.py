@@ -56,8 +56,8 @@ def return_freed_memory() -> None:
 def return_freed_memory_for_ever(every_s: float = 60.0) -> None:
     """Lets a thread do it now and then, as long as the process lives.
 
-    For processes that serve for months: what has been kept by then fits what is asked for next less and less (measured:
-    1 to 4 MiB more in 10 minutes). To map a process' pages anew once a minute costs nothing that can be measured.
+    For processes that serve for months: what has been kept by then fits what is asked for next less and less. To map a
+    process' pages anew once a minute costs nothing that can be measured.
     """
 
     def returning() -> None:

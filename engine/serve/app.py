@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +22,7 @@ from engine.serve import problems
 from engine.serve.asker import Asker, AtDesk, OwnJob, ShownJob
 from engine.serve.desk import Desk
 from engine.serve.envelope import Envelope
+from engine.serve.gallery import exported
 from engine.serve.keys import Keys
 from engine.serve.metrics import CONTENT_TYPE, Metrics
 from engine.serve.pictures import pictures
@@ -61,9 +63,10 @@ def make_app(desk: Desk, keys: Keys, export: Export, *, hosts: tuple[str, ...] =
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        following = asyncio.create_task(desk.follow())
+        tasks = [asyncio.create_task(work) for work in (desk.follow(), desk.keep_clean())]
         yield
-        following.cancel()
+        for task in tasks:
+            task.cancel()
 
     app = FastAPI(
         title="CRA-SRGAN engine",
@@ -80,7 +83,7 @@ def make_app(desk: Desk, keys: Keys, export: Export, *, hosts: tuple[str, ...] =
     )
     app.add_middleware(Envelope, metrics=metrics, hosts=hosts)
     app.state.desk, app.state.keys, app.state.export, app.state.metrics = desk, keys, export, metrics
-    app.state.drawing, app.state.exporting = asyncio.Semaphore(DRAWN_AT_ONCE), asyncio.Lock()
+    app.state.drawing = ThreadPoolExecutor(DRAWN_AT_ONCE, thread_name_prefix="drawing")
     app.include_router(pictures)  # first: of the most requests
     app.include_router(public)
     app.include_router(restorations)
@@ -164,7 +167,7 @@ async def submit(
     while time.monotonic() < until and desk.progress(job.picture)[0].state not in (State.DONE, State.FAILED):
         if await request.is_disconnected():
             if is_new:
-                await desk.delete(job)
+                await desk.leave(job)
             break
         await asyncio.sleep(EVENT_S)
     found = described(desk, job)
@@ -211,10 +214,12 @@ async def result(
     found, _ = desk.progress(job.picture)
     if found.state is not State.DONE:
         raise NotReady(f"the picture is {found.state}, {100 * found.share:.0f} % are done; ask again when it is done")
-    export: Export = request.app.state.export
-    async with request.app.state.exporting:  # one after another: a second format of a picture waits for the first
-        path = await export(desk.folder(job), job.picture, format)
-        await asyncio.to_thread(desk.archive.measure, job.picture)
+    path = exported(desk.folder(job), format)
+    if not path.exists():
+        export: Export = request.app.state.export
+        async with desk.exporting(job, request.app.state.keys.named(job.owner)):
+            path = await export(desk.folder(job), job.picture, format)
+            await asyncio.to_thread(desk.archive.measure, job.picture)
     suffix, media_type = RESULTS[format]
     name = "".join(char for char in Path(job.name).stem if char.isalnum() or char in " ._-")[:80] or "picture"
     return FileResponse(path, media_type=media_type, filename=f"{name}-restored{suffix}")

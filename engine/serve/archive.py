@@ -6,8 +6,9 @@
       pictures/<picture>/   image, mask, picture.json, out/ (canvases, exports), overview.npy, end.json
       jobs/<id>.json        who asked for which picture, and when
 
-Equal work of one key is one picture, whoever of its users asked for it: a picture is named by the digests of all that
-decides about its pixels and by its owner. A job's record is stored last, so what has a job is there whole.
+Equal work of one key is one picture, whoever of its users asked for it; the digests of all that decides about its
+pixels and its owner tell. One that is sent again after it was removed is another picture: nothing that was still under
+way for the first can meet it. A job's record is stored last, so what has a job is there whole.
 """
 
 import hashlib
@@ -47,6 +48,9 @@ class Picture:
     """One piece of work."""
 
     id: str
+    """Random."""
+    work: str
+    """What `work_of` says."""
     owner: str
     image: str
     """The name of the file in the picture's folder; its suffix is that of the upload. None of a canvas alone: empty."""
@@ -88,7 +92,12 @@ class End:
     stored_bytes: int = 0
 
 
-def picture_id(owner: str, image_sha256: str, mask_sha256: str | None, options: Options) -> str:
+def new_id() -> str:
+    """Nobody guesses it."""
+    return secrets.token_hex(ID_BYTES)
+
+
+def work_of(owner: str, image_sha256: str, mask_sha256: str | None, options: Options) -> str:
     """The same for equal work of one owner."""
     told = json.dumps([owner, image_sha256, mask_sha256, asdict(options)])
     return hashlib.sha256(told.encode()).hexdigest()[: 2 * ID_BYTES]
@@ -135,7 +144,7 @@ class Archive:
 
     def incoming(self) -> Path:
         """A new folder for an upload."""
-        folder = self.root / "incoming" / secrets.token_hex(ID_BYTES)
+        folder = self.root / "incoming" / new_id()
         with storage_errors(folder):
             folder.mkdir()
         return folder
@@ -143,16 +152,18 @@ class Archive:
     def folder(self, picture: str) -> Path:
         return self.root / "pictures" / picture
 
-    def accept(self, upload: Path, picture: Picture, job: Job) -> None:
-        """Makes an upload, a folder of `incoming`, a picture, where it is new, and stores who asked for it.
+    def accept(self, upload: Path, picture: Picture, job: Job) -> Job:
+        """Makes an upload, a folder of `incoming`, a picture, and stores who asked for it: the job, as it is stored.
 
-        One that had failed, and not for what it is, is to be done again.
+        Where equal work is there, the job is of that picture. One that had failed, and not for what it is, is to be
+        done again.
         """
-        folder = self.folder(picture.id)
-        with self._changing, storage_errors(folder):
-            is_new = picture.id not in self.pictures
+        with self._changing, storage_errors(self.root):
+            known = next((one for one in self.pictures.values() if one.work == picture.work), None)
+            is_new = known is None
+            picture = known or picture
+            folder, job = self.folder(picture.id), replace(job, picture=picture.id)
             if is_new:
-                shutil.rmtree(folder, ignore_errors=True)  # a worker may have written there after it was dropped
                 write_atomic(upload / _PICTURE, seal(asdict(picture)))
                 fsync_folder(upload)
                 upload.rename(folder)
@@ -164,13 +175,14 @@ class Archive:
                 write_atomic(self._job_path(job.id), seal(asdict(job)))
             except BaseException:
                 if is_new:
-                    self._set_aside(picture.id)
+                    shutil.rmtree(self._set_aside(picture.id), ignore_errors=True)
                 raise
             self.jobs[job.id] = job
             end = self.ends.get(picture.id)
             if end is not None and end.failure is not None and end.failure.whose is not Whose.PICTURE:
                 (folder / _END).unlink(missing_ok=True)
                 del self.ends[picture.id]
+        return job
 
     def end(self, picture: str, end: End) -> None:
         """Stores how a picture ended."""
@@ -249,7 +261,7 @@ class Archive:
 
     def _aside(self, folder: Path) -> Path:
         """Where a folder lies that is to be removed: at once, half a removal is none."""
-        aside = self.root / "incoming" / secrets.token_hex(ID_BYTES)
+        aside = self.root / "incoming" / new_id()
         folder.rename(aside)
         return aside
 
@@ -259,6 +271,8 @@ class Archive:
         except StorageError:
             shutil.rmtree(folder)
             return
+        for cut_short in (*folder.glob("*.partial"), *folder.glob("out/*.partial")):
+            cut_short.unlink()
         self.pictures[picture.id] = picture
         end = _read(folder / _END)
         if end is not None:

@@ -25,7 +25,7 @@ from ray.serve.handle import DeploymentHandle
 
 from engine.errors import EngineError
 from engine.geometry import Box
-from engine.memory import return_freed_memory_for_ever
+from engine.memory import return_freed_memory
 from engine.serve.archive import read_picture
 from engine.serve.queue import Began, Failure, Kind, Progress, Queue, Task, Whose
 
@@ -39,6 +39,8 @@ STALL_S = 300.0
 """A task that takes longer hangs: its replica is replaced."""
 RETRY_S = 1.0
 ENDING_S = 20.0
+KEPT_S = 60.0
+"""So long a replica keeps what it has freed; then it gives back what is free between two tasks."""
 OBJECT_STORE_BYTES = 128 << 20
 APP = "engine"
 
@@ -176,7 +178,6 @@ class Replica:
     """Pulls tasks and does them, one after another, in a thread of its own."""
 
     def __init__(self, root: str, scheduler: DeploymentHandle[Any], threads: int, model: str | None) -> None:
-        return_freed_memory_for_ever()
         self._root, self._scheduler, self._threads, self._model = Path(root), scheduler, threads, model
         self._name = uuid4().hex
         self._left = 0.0
@@ -216,6 +217,7 @@ class Replica:
 
         studio = Studio(model=self._model, threads=self._threads)
         report: Report | None = None
+        returned = time.monotonic()
         while not self._stop.is_set():
             try:
                 answer = self._scheduler.take.remote(self._name, report).result(timeout_s=60)
@@ -225,6 +227,9 @@ class Replica:
                 continue
             task, self._left = cast("tuple[Task | None, float]", answer)
             report = None if task is None else self._do(studio, task)
+            if time.monotonic() - returned > KEPT_S:
+                return_freed_memory()
+                returned = time.monotonic()
         if report is not None:
             self._scheduler.leave.remote(self._name, report)
         studio.close()

@@ -9,7 +9,8 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -31,7 +32,7 @@ from engine.geometry import Box, Size
 from engine.header import SUFFIXES, format_of, read_header
 from engine.isolate import probe_in_child
 from engine.request import Request, output_size, render_scale
-from engine.serve.archive import Archive, End, Job, Options, Picture, picture_id, stored_bytes
+from engine.serve.archive import Archive, End, Job, Options, Picture, new_id, stored_bytes, work_of
 from engine.serve.gallery import Gallery
 from engine.serve.keys import ANYBODY, Owner
 from engine.serve.queue import LEAST_MEGAPIXELS, Failure, Progress, State
@@ -103,6 +104,9 @@ class Desk:
     _uploads: set[_Upload] = field(default_factory=set[_Upload])
     _known: tuple[str, int] = "", 0
     """A generation of the scheduler, and how many of its ends are stored."""
+    _repeated: set[str] = field(default_factory=set[str])
+    """Jobs that were sent again with their idempotency key."""
+    _exporting: dict[str, asyncio.Lock] = field(default_factory=dict[str, asyncio.Lock])
     _accepting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
@@ -228,7 +232,7 @@ class Desk:
                 options = parse_options(form.texts.get("options", b"{}"))
                 picture = await asyncio.to_thread(self._probed, owner, form, options, folder)
                 name = form.files["image"].name
-                job = Job(secrets.token_hex(16), owner.name, picture.id, name, time.time(), idempotency_key)
+                job = Job(new_id(), owner.name, picture.id, name, time.time(), idempotency_key)
                 return await self._accept(owner, upload, folder, picture, job)
             finally:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -241,22 +245,30 @@ class Desk:
         async with self._accepting:  # or the same request, sent twice at once, were two jobs
             key = job.idempotency_key
             if key is not None and (known := self.archive.find_job(owner.name, key)):
-                if known.picture != picture.id:
+                if (same := self.archive.pictures.get(known.picture)) is None or same.work != picture.work:
                     raise Conflict("the idempotency key was used for 1 other picture; choose a new one for this")
+                self._repeated.add(known.id)
                 return known, False
             self._last[owner.name], upload.megapixels = picture.megapixels, 0.0
             self.check_room(owner, num_bytes=picture.projected_bytes, megapixels=picture.megapixels)
             upload.megapixels = picture.megapixels
-            await asyncio.to_thread(self.archive.accept, folder, picture, job)
+            job = await asyncio.to_thread(self.archive.accept, folder, picture, job)
             upload.megapixels = 0.0
-        if picture.id not in self.archive.ends:
-            self._fresh[picture.id] = owner.name, picture.megapixels
-            await self._add([picture])
+        accepted = self.archive.pictures.get(job.picture)  # another one of equal work, or already deleted
+        if accepted is not None and accepted.id not in self.archive.ends:
+            self._fresh[accepted.id] = owner.name, accepted.megapixels
+            await self._add([accepted])
         return job, True
+
+    async def leave(self, job: Job) -> None:
+        """Who has sent a picture and waited for it has left: it is cancelled, unless it was sent again meanwhile."""
+        if job.id not in self._repeated:
+            await self.delete(job)
 
     def drop(self, job: Job) -> str | None:
         """Forgets a job: the picture to be dropped with it."""
         picture = self.archive.drop(job.id)
+        self._repeated.discard(job.id)
         if picture is not None:
             self.gallery.forget(self.archive.folder(picture))
             self._fresh.pop(picture, None)
@@ -268,11 +280,18 @@ class Desk:
         if picture is not None:
             try:
                 await self.scheduler.drop.remote(picture)
-                again = self.archive.pictures.get(picture)
-                if again is not None and picture not in self.archive.ends:  # sent again in between
-                    await self._add([again])
             except Exception:  # it is started anew, and will not be told of this picture
                 log.warning("the scheduler does not answer", exc_info=True)
+
+    @asynccontextmanager
+    async def exporting(self, job: Job, owner: Owner) -> AsyncGenerator[None]:
+        """While a file is made of a finished picture: one after another for each key. Raises StoreFull and NotFound."""
+        async with self._exporting.setdefault(owner.name, asyncio.Lock()):
+            picture = self.archive.pictures.get(job.picture)
+            if picture is None:
+                raise NotFound("the job was deleted")
+            self.check_room(owner, num_bytes=picture.projected_bytes)
+            yield
 
     def _check_beginning(self, path: Path) -> None:
         """Of an upload on its way: refuses what its header already says is too much."""
@@ -319,7 +338,8 @@ class Desk:
         sizes = (output, info.size) if mask is None else (output, info.size, info.size)
         projected = 2 * sum(canvas_bytes(Grid(size), info.channels, info.dtype) for size in sizes)
         return Picture(
-            id=picture_id(owner.name, image.sha256, None if mask is None else mask.sha256, options),
+            id=new_id(),
+            work=work_of(owner.name, image.sha256, None if mask is None else mask.sha256, options),
             owner=owner.name,
             image=path.name,
             mask=None if masked is None else masked.name,
@@ -333,16 +353,21 @@ class Desk:
 
     async def follow(self) -> None:
         """Asks the scheduler where it is, for ever, and tells it what it does not know."""
-        swept = time.monotonic()
         while True:
             try:
                 await self._follow_once()
-                if time.monotonic() - swept > SWEEP_S:
-                    swept = time.monotonic()
-                    await self.sweep(time.time())
             except Exception:
                 log.warning("the scheduler does not answer, or the disk takes nothing", exc_info=True)
             await asyncio.sleep(FOLLOW_S)
+
+    async def keep_clean(self) -> None:
+        """Removes what has expired, for ever; beside `follow`, for it may take long."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                await self.sweep(time.time())
+            except Exception:
+                log.warning("the disk takes nothing", exc_info=True)
 
     async def sweep(self, now: float) -> int:
         """Removes what has ended long ago; how many jobs."""

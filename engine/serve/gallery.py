@@ -8,6 +8,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from engine.errors import NotFound, NotReady, StorageError
+from engine.receipt import Job
 from engine.serve.view import Difference, Growing, Stored, View
 from engine.tiling.canvas import Canvas, stored_plan
 from engine.tiling.layout import stored_metadata
@@ -21,6 +22,13 @@ _MOST_ANSWER_BYTES = 1 << 20
 """A tile, not a whole picture."""
 _ENTRY_BYTES = 4096
 """What keeping an answer takes besides, rounded up: there are at most so many that all can be looked through."""
+
+
+def exported(folder: Path, fmt: str) -> Path:
+    """Where the restored picture of a folder lies as a file; `ome-zarr` is zipped."""
+    if fmt == "ome-zarr":
+        return folder / f"{RESTORED}.ozx"
+    return Job(folder, None, folder / "out", RESTORED, (fmt,)).targets[fmt]
 
 
 class Gallery:

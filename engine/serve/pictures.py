@@ -2,12 +2,16 @@
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from engine.errors import BadRequest, NotFound, NotReady, StorageError
+from engine.geometry import Size
 from engine.serve import iiif, problems, view
 from engine.serve.archive import Job
 from engine.serve.asker import desk_of, identified
@@ -15,7 +19,9 @@ from engine.serve.gallery import DIFFERENCE, RESTORED
 from engine.serve.manifest import manifest
 from engine.serve.told import REFUSED, described
 
-_YEAR_S = 31_536_000
+_YEAR_S, _SOON_S = 31_536_000, 60
+P = ParamSpec("P")
+T = TypeVar("T")
 
 pictures = APIRouter(prefix="/iiif", responses=REFUSED)
 _JSON_LD = 'application/ld+json;profile="http://iiif.io/api/image/3/context.json"'
@@ -32,7 +38,7 @@ def presented(request: Request, identifier: str) -> JSONResponse:
     body = manifest(
         f"{base}/iiif/manifest/{identifier}",
         name=job.name,
-        size=desk_of(request).archive.pictures[job.picture].output,
+        size=Size(found.height, found.width),
         layers=list(found.links.iiif),
         image=lambda layer: base + found.links.iiif[layer],
     )
@@ -73,9 +79,11 @@ async def image(
         found = await _view(request, job, layer)
     except NotReady:  # not begun: what will be drawn first
         if layer in (RESTORED, DIFFERENCE):
+            picture = desk_of(request).archive.pictures.get(job.picture)
+            if picture is None:
+                raise NotFound("the picture was dropped") from None
             with suppress(iiif.BadRequestError, iiif.NotOfferedError):
-                whole = desk_of(request).archive.pictures[job.picture].output
-                desk_of(request).look(job, iiif.parse(path, whole).region, level=0)
+                desk_of(request).look(job, iiif.parse(path, picture.output).region, level=0)
         raise
     full = found.level_sizes[0]
     try:
@@ -90,22 +98,23 @@ async def image(
     headers = {"Link": f'{_LEVEL}, <{address}>;rel="canonical"'}
     for_good = {"ETag": tag, "Cache-Control": f"private, max-age={_YEAR_S}, immutable"}
     known = (one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(","))
-    if isinstance(found, view.Stored) and {tag, "*"}.intersection(known):
+    if view.is_for_good(found) and {tag, "*"}.intersection(known):
         return Response(status_code=304, headers=headers | for_good)
     archive, gallery, folder = desk_of(request).archive, desk_of(request).gallery, desk_of(request).folder(job)
     data, final = gallery.answer(folder, tag), True
     if data is None:
-        async with request.app.state.drawing:
-            try:
-                data, final = await asyncio.to_thread(drawn, found, asked)
-            except StorageError:  # published, or dropped, since it was opened
-                gallery.forget(folder)
-                found = await _view(request, job, layer)
-                data, final = await asyncio.to_thread(drawn, found, asked)
-        if isinstance(found, view.Stored) and job.picture in archive.pictures:  # not dropped meanwhile
+        try:
+            data, final = await _in_thread(request, drawn, found, asked)
+        except StorageError:  # published, or dropped, since it was opened
+            gallery.forget(folder)
+            found = await _view(request, job, layer)
+            data, final = await _in_thread(request, drawn, found, asked)
+        if view.is_for_good(found) and job.picture in archive.pictures:  # not dropped meanwhile
             gallery.keep_answer(folder, tag, data)
-    if final:
+    if view.is_for_good(found):
         headers |= for_good
+    elif final:
+        headers["Cache-Control"] = f"private, max-age={_SOON_S}"
     else:
         headers["Cache-Control"] = "no-store"
         if layer in (RESTORED, DIFFERENCE):
@@ -137,4 +146,10 @@ async def _view(request: Request, job: Job, layer: str) -> view.View:
     desk = desk_of(request)
     folder = desk.folder(job)
     found = desk.gallery.opened(folder, layer)
-    return found if isinstance(found, view.Stored) else await asyncio.to_thread(desk.gallery.view, folder, layer)
+    return found if isinstance(found, view.Stored) else await _in_thread(request, desk.gallery.view, folder, layer)
+
+
+async def _in_thread(request: Request, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """In one of the few threads that draw: removals and uploads, which wait for the disk, have others."""
+    call = partial(function, *arguments, **named)
+    return await asyncio.get_running_loop().run_in_executor(request.app.state.drawing, call)

@@ -63,9 +63,8 @@ def response(code: str, detail: str, headers: Mapping[str, str] | None = None) -
 async def on_error(request: Request, error: Exception) -> JSONResponse:
     """For FastAPI: any EngineError. Where the store lies is nobody's business."""
     assert isinstance(error, EngineError)
-    text, root = str(error), request.app.state.desk.archive.root
-    for path in (root.resolve(), root):
-        text = text.replace(f"{path}/", "").replace(str(path), "the store")
+    root = request.app.state.desk.archive.root
+    text = str(error).replace(f"{root}/", "").replace(str(root), "the store")
     headers: dict[str, str] = {}
     if isinstance(error, Busy):
         headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import h11
 import uvicorn
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from engine.errors import EngineError, PlanError
+from engine.errors import EngineError, NotReady, PlanError
 from engine.memory import keep_freed_memory, return_freed_memory_for_ever, share_one_heap
 from engine.serve.app import Export, make_app
 from engine.serve.archive import Archive
@@ -98,11 +98,11 @@ def serve(
     keep_freed_memory()  # tiles are as large as each other
     share_one_heap()
     return_freed_memory_for_ever()
-    archive = Archive.open(store)
+    archive = Archive.open(store.resolve())
     for picture in archive.unfinished():  # shown again once it is begun again: the model may be another one
         (archive.folder(picture.id) / OVERVIEW).unlink(missing_ok=True)
     try:
-        with running(store.resolve(), replicas=replicas, model=model) as service:
+        with running(archive.root, replicas=replicas, model=model) as service:
             desk = Desk(archive, service.scheduler, limits or Limits())
             app = make_app(desk, keys, exporter(service), hosts=() if keys.owners else LOOPBACK)
             config = uvicorn.Config(
@@ -130,10 +130,12 @@ def exporter(service: Service) -> Export:
     async def export(folder: Path, picture: str, fmt: str) -> Path:
         try:
             return Path(cast("str", await service.replicas.export.remote(picture, fmt)))
+        except RayActorError:  # not needed any more, or killed
+            raise NotReady("1 process has ended while it made this file; ask again") from None
         except RayTaskError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, EngineError):
-                raise type(cause)(str(cause).replace(f"{folder.resolve()}/", "")) from None
+                raise type(cause)(str(cause).replace(f"{folder}/", "")) from None
             raise
 
     return export

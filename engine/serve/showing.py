@@ -1,7 +1,6 @@
 """The page of the service for one finished output on this machine: nothing is accepted, nothing is restored."""
 
 import asyncio
-import secrets
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from engine.image import probe
 from engine.mask import find_mask
 from engine.restoration import Restorer, export_finished
 from engine.serve.app import Export, make_app
-from engine.serve.archive import Archive, End, Job, Options, Picture, read_picture
+from engine.serve.archive import Archive, End, Job, Options, Picture, new_id, read_picture
 from engine.serve.cluster import Snapshot
 from engine.serve.desk import Desk, Limits
 from engine.serve.gallery import MASK, ORIGINAL, RESTORED
@@ -49,7 +48,8 @@ def lay_out(root: Path, canvas: Path, *, image: Path | None, mask: Path | None) 
     (folder / "out" / f"{RESTORED}.zarr").symlink_to(canvas.resolve())
     found = None if mask is None or image is None else find_mask(mask, image=image)
     picture = Picture(
-        id=secrets.token_hex(16),
+        id=new_id(),
+        work="",
         owner=ANYBODY.name,
         image="" if image is None else f"{ORIGINAL}{image.suffix}",
         mask=None if found is None else f"{MASK}{found.suffix}",
@@ -61,7 +61,7 @@ def lay_out(root: Path, canvas: Path, *, image: Path | None, mask: Path | None) 
     for source, name in ((image, picture.image), (found, picture.mask)):
         if source is not None and name:
             (folder / name).symlink_to(source.resolve())
-    job = Job(secrets.token_hex(16), ANYBODY.name, picture.id, plan.name, time.time())
+    job = Job(new_id(), ANYBODY.name, picture.id, plan.name, time.time())
     archive.accept(folder, picture, job)
     restorer = Restorer()
     for layer, request in Site(archive.folder(picture.id), picture).layers():

@@ -17,7 +17,7 @@ from engine.receipt import Job, published_canvas
 from engine.request import Request, render_scale
 from engine.restoration import Part, Restorer, export_finished
 from engine.serve.archive import Picture
-from engine.serve.gallery import MASK, ORIGINAL, OVERVIEW, RESTORED
+from engine.serve.gallery import MASK, ORIGINAL, OVERVIEW, RESTORED, exported
 from engine.serve.queue import Began, Kind, Task
 from engine.store import storage_errors, write_atomic
 from engine.tiling.grid import ShardKey
@@ -142,8 +142,6 @@ class Studio:
     def _part(self, site: Site) -> Part:
         """The picture, decoded; of several, the last ones used stay so."""
         name = site.picture.id
-        if name in self._parts and not self._parts[name][1].exists():  # dropped, and sent again
-            self.forget(name)
         if name not in self._parts:
             while len(self._parts) >= _MOST_OPEN:
                 self.forget(next(iter(self._parts)))
@@ -157,12 +155,11 @@ class Studio:
 def export(site: Site, fmt: str) -> Path:
     """The finished picture as a file of another format, made where it is not there yet; `ome-zarr` is zipped."""
     canvas = published_canvas(site.out, RESTORED)
+    target = exported(site.folder, fmt)
     if fmt != "ome-zarr":
-        target = Job(site.job.image, None, site.out, RESTORED, (fmt,)).targets[fmt]
         if not target.exists():
             export_finished(canvas, out=site.out, formats=(fmt,))
         return target
-    target = site.folder / f"{RESTORED}.ozx"
     if not target.exists():
         partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
         try:

@@ -163,6 +163,13 @@ class Difference:
         return Read(cast("Pixels", moved).reshape(*after.pixels.shape[:2], -1), after.final and before.final)
 
 
+def is_for_good(view: View) -> bool:
+    """Whether it will always show what it shows: what is on its way begins anew where the model is another one."""
+    if isinstance(view, Difference):
+        return is_for_good(view.restored) and is_for_good(view.original)
+    return isinstance(view, Stored)
+
+
 def resized(pixels: Pixels, whole: Size, box: Box, *, at: Box | None = None, size: Size | None = None) -> Pixels:
     """A box (h, w, c) of a picture that is enlarged or reduced to `whole`: where the box lies changes no pixel.
 

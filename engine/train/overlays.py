@@ -110,9 +110,9 @@ def _placed(cover: Pixels, shape: tuple[int, ...], rng: np.random.Generator) -> 
 def _film(rng: np.random.Generator) -> Floats:
     """The colour of an artefact: white on prints, black where the film itself is seen, seldom another."""
     kind = rng.random()
-    if kind < 0.5:
+    if kind < 0.7:
         return np.full(3, rng.uniform(225, 255), np.float32)
-    if kind < 0.85:
+    if kind < 0.9:
         return np.full(3, rng.uniform(0, 40), np.float32)
     return rng.uniform(0, 255, 3).astype(np.float32)
 

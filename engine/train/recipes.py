@@ -73,7 +73,7 @@ def detector() -> Recipe:
         steps=5000,
         learning_rate=1e-3,
         losses=LossWeights(pixel=1.0, dice=0.5),
-        draws=(Draw(probability=1.0, batch=8, side_px=192),),
+        draws=(Draw(probability=0.6, batch=8, side_px=192), Draw(probability=0.4, batch=3, side_px=320)),
     )
     return Recipe(name="detector", model=DetectorConfig(), stages=(stage,), degradation="film")
 

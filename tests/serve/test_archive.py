@@ -8,7 +8,7 @@ import pytest
 
 from engine.errors import OutputBusy, StorageError
 from engine.geometry import Size
-from engine.serve.archive import Archive, End, Job, Options, Picture, picture_id, stored_bytes
+from engine.serve.archive import Archive, End, Job, Options, Picture, stored_bytes, work_of
 from engine.serve.queue import Failure
 
 
@@ -19,7 +19,9 @@ def upload(archive: Archive, text: bytes = b"pixels") -> Path:
 
 
 def picture(name: str = "p", owner: str = "a") -> Picture:
-    return Picture(name, owner, "image.png", None, Options(scale=4), Size(10, 20), Size(40, 80), 1000)
+    return Picture(
+        name, f"work of {name}", owner, "image.png", None, Options(scale=4), Size(10, 20), Size(40, 80), 1000
+    )
 
 
 def job(name: str, of: str = "p", owner: str = "a", created: float = 1.0) -> Job:
@@ -52,7 +54,8 @@ def test_one_service_at_a_time(tmp_path):
 def test_equal_work_is_one_picture_until_its_last_job_goes(tmp_path):
     archive = Archive.open(tmp_path)
     archive.accept(upload(archive), picture(), job("one"))
-    archive.accept(upload(archive), picture(), job("two"))
+    accepted = archive.accept(upload(archive), replace(picture("q"), work=picture().work), job("two", "q"))
+    assert accepted == archive.jobs["two"] == job("two", "p")
     assert len(archive.pictures) == 1
     assert list((tmp_path / "incoming").iterdir()) == []
     assert archive.drop("one") is None
@@ -64,13 +67,13 @@ def test_equal_work_is_one_picture_until_its_last_job_goes(tmp_path):
 
 
 def test_what_is_equal():
-    same = picture_id("a", "1" * 64, None, Options(scale=4))
-    assert same == picture_id("a", "1" * 64, None, Options(scale=4))
+    same = work_of("a", "1" * 64, None, Options(scale=4))
+    assert same == work_of("a", "1" * 64, None, Options(scale=4))
     others = [
-        picture_id("b", "1" * 64, None, Options(scale=4)),
-        picture_id("a", "2" * 64, None, Options(scale=4)),
-        picture_id("a", "1" * 64, "3" * 64, Options(scale=4)),
-        picture_id("a", "1" * 64, None, Options(scale=2)),
+        work_of("b", "1" * 64, None, Options(scale=4)),
+        work_of("a", "2" * 64, None, Options(scale=4)),
+        work_of("a", "1" * 64, "3" * 64, Options(scale=4)),
+        work_of("a", "1" * 64, None, Options(scale=2)),
     ]
     assert len({same, *others}) == 5
 
@@ -85,9 +88,13 @@ def test_what_was_cut_short_is_removed(tmp_path):
     (tmp_path / "jobs" / "two.json").unlink()  # killed before the job's record was stored
     damaged = tmp_path / "jobs" / "three.json"
     damaged.write_bytes(damaged.read_bytes()[:-20])
+    (tmp_path / "pictures" / "p" / "out").mkdir()
+    for name in ("restored.ozx.1.partial", "out/restored.tif.2.partial"):  # killed while files were made
+        (tmp_path / "pictures" / "p" / name).write_bytes(b"half")
     again = Archive.open(tmp_path)
     assert set(again.jobs) == {"one"}
     assert set(again.pictures) == {"p"}
+    assert list(again.folder("p").rglob("*.partial")) == []
     assert list((tmp_path / "incoming").iterdir()) == []
     again.close()
 
@@ -118,18 +125,7 @@ def test_bytes_and_age(tmp_path):
     archive.close()
 
 
-def test_what_a_worker_wrote_after_a_picture_was_dropped_is_in_nobodys_way(tmp_path):
-    archive = Archive.open(tmp_path)
-    archive.accept(upload(archive), picture(), job("one"))
-    archive.drop("one")
-    (archive.folder("p") / "out").mkdir(parents=True)
-    (archive.folder("p") / "out" / "late").write_bytes(b"x")
-    archive.accept(upload(archive), picture(), job("two"))
-    assert sorted(path.name for path in archive.folder("p").iterdir()) == ["image.png", "picture.json"]
-    archive.close()
-
-
-def test_and_is_swept_away(tmp_path):
+def test_what_a_worker_wrote_after_a_picture_was_dropped_is_swept_away(tmp_path):
     archive = Archive.open(tmp_path)
     archive.accept(upload(archive), picture(), job("one"))
     late = archive.folder("dropped") / "out"
@@ -147,6 +143,7 @@ def test_a_picture_whose_job_could_not_be_stored_is_none(tmp_path, monkeypatch):
         with pytest.raises(StorageError):
             archive.accept(upload(archive), picture(), job("one"))
     assert (archive.pictures, archive.unfinished()) == ({}, [])
+    assert [*(tmp_path / "incoming").iterdir(), *(tmp_path / "pictures").iterdir()] == []
     archive.accept(upload(archive), picture(), job("one"))
     assert [each.id for each in archive.unfinished()] == ["p"]
     archive.close()

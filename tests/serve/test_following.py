@@ -2,23 +2,27 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from engine.errors import BodyTooLarge, NotFound
+from engine.errors import BodyTooLarge, NotFound, StoreFull
 from engine.geometry import Size
-from engine.serve.archive import Archive, Options
+from engine.serve.app import result
+from engine.serve.archive import Archive, End, Job, Options, new_id
 from engine.serve.cluster import Report, Scheduler
-from engine.serve.desk import Desk, Limits
-from engine.serve.keys import Owner
+from engine.serve.desk import Desk, Limits, _Upload
+from engine.serve.gallery import exported
+from engine.serve.keys import ANYBODY, Keys, Owner
 from engine.serve.queue import Began, Kind, Task
 from engine.serve.told import described
 from engine.tiling.grid import Grid
 from tests.serve.test_archive import job, picture, upload
 
 GRID = Grid(Size(40, 80))
+EQUAL = replace(picture("q"), work=picture("p").work)
 
 
 class Handle:
@@ -109,9 +113,8 @@ def test_a_new_scheduler_is_told_and_heard(desk):
     assert desk.archive.ends.keys() == {"p", "q", "r"}
 
 
-def test_what_a_sweep_stumbles_over_does_not_end_the_following(desk, monkeypatch):
-    monkeypatch.setattr("engine.serve.desk.SWEEP_S", 0.0)
-    monkeypatch.setattr("engine.serve.desk.FOLLOW_S", 0.01)
+def test_what_a_sweep_stumbles_over_does_not_end_the_sweeping(desk, monkeypatch):
+    monkeypatch.setattr("engine.serve.desk.SWEEP_S", 0.01)
     swept: list[float] = []
 
     async def sweep(now: float) -> int:
@@ -120,11 +123,11 @@ def test_what_a_sweep_stumbles_over_does_not_end_the_following(desk, monkeypatch
 
     async def run() -> None:
         monkeypatch.setattr(Desk, "sweep", lambda _, now: sweep(now))
-        following = asyncio.create_task(desk.follow())
+        sweeping = asyncio.create_task(desk.keep_clean())
         while len(swept) < 3:
             await asyncio.sleep(0.01)
-        assert not following.done()
-        following.cancel()
+        assert not sweeping.done()
+        sweeping.cancel()
 
     asyncio.run(asyncio.wait_for(run(), 10))
 
@@ -225,8 +228,8 @@ def test_a_picture_that_is_sent_again_while_it_is_deleted_is_done(desk, monkeypa
 
         def slow(archive: Archive, name: str) -> str | None:
             dropped = remove(archive, name)
-            archive.accept(upload(archive), picture("p"), job("another", "p"))
-            asyncio.run_coroutine_threadsafe(desk._add([picture("p")]), loop).result()
+            archive.accept(upload(archive), EQUAL, job("another", "q"))
+            asyncio.run_coroutine_threadsafe(desk._add([EQUAL]), loop).result()
             return dropped
 
         with monkeypatch.context() as patch:
@@ -237,4 +240,73 @@ def test_a_picture_that_is_sent_again_while_it_is_deleted_is_done(desk, monkeypa
 
     asyncio.run(run())
     assert desk.archive.jobs.keys() == {"another"}
-    assert desk.archive.ends.keys() == {"p"}
+    assert desk.archive.ends.keys() == {"q"}
+
+
+def test_the_end_of_a_deleted_picture_is_not_that_of_the_same_one_sent_again(desk):
+    accept(desk, "p")
+
+    async def run() -> None:
+        await desk._follow_once()
+        await desk.scheduler.work_off()  # it is done, and that is not known yet
+        await desk.delete(desk.job("job of p", None))
+        desk.archive.accept(upload(desk.archive), EQUAL, job("another", "q"))
+        await desk._follow_once()
+        assert desk.archive.ends == {}
+        await desk._add([EQUAL])
+        await desk.scheduler.work_off()
+        await desk._follow_once()
+
+    asyncio.run(run())
+    assert desk.archive.ends.keys() == {"q"}
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_who_leaves_cancels_only_what_nobody_has_sent_again(desk, repeated):
+    async def run() -> None:
+        first, is_new = await submitted()
+        assert is_new
+        if repeated:
+            assert await submitted() == (first, False)
+        await desk.leave(first)
+
+    async def submitted() -> tuple[Job, bool]:
+        owner, sent = Owner("a"), _Upload("a", 0.5)
+        desk._uploads.add(sent)
+        return await desk._accept(owner, sent, upload(desk.archive), picture("p"), replace(keyed, id=new_id()))
+
+    keyed = replace(job("one"), idempotency_key="k")
+    asyncio.run(run())
+    assert len(desk.archive.jobs) == int(repeated)
+    assert desk._repeated == set(desk.archive.jobs)
+
+
+def test_a_file_that_is_there_is_sent_whatever_is_being_made(desk):
+    """Neither who makes another file, nor a full disk, is in its way."""
+    accept(desk, "p", "q")
+    for name in "pq":
+        desk.archive.end(name, End(1.0))
+        (desk.archive.folder(name) / "out").mkdir()
+    here = desk.archive.folder("p") / "out" / "restored.png"
+    made: list[str] = []
+
+    async def export(folder: Path, _: str, fmt: str) -> Path:
+        made.append(fmt)
+        path = exported(folder, fmt)
+        path.write_bytes(b"file")
+        return path
+
+    state = SimpleNamespace(export=export, keys=Keys())
+    request: Any = SimpleNamespace(app=SimpleNamespace(state=state))
+
+    async def run() -> None:
+        first, other = (desk.job(f"job of {name}", None) for name in "pq")
+        assert Path((await result(request, desk, first, "png")).path) == here
+        desk.limits = replace(desk.limits, keep_free_bytes=1 << 60)
+        with pytest.raises(StoreFull):
+            await result(request, desk, other, "png")
+        async with desk._exporting[ANYBODY.name]:
+            assert Path((await result(request, desk, first, "png")).path) == here
+
+    asyncio.run(run())
+    assert made == ["png"]

@@ -16,7 +16,7 @@ page.on("console", (message) => { if (message.type() === "error") seen.errors.pu
 page.on("request", (request) => { if (!request.url().startsWith(url) && /^https?:/.test(request.url())) seen.foreign.push(request.url()); });
 page.on("response", (response) => { // final tiles of the restored picture at full size
   const tile = response.url().match(/~restored~.*\/\d+,\d+,(\d+),\d+\/(\d+),\d+\/0\/default/);
-  if (tile && tile[1] === tile[2] && /immutable/.test(response.headers()["cache-control"])) seen.full++;
+  if (tile && tile[1] === tile[2] && /max-age/.test(response.headers()["cache-control"])) seen.full++;
 });
 let step = 0;
 const shoot = (name) => page.screenshot({ path: `${out}/${++step}-${name}.png` });
