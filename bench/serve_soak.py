@@ -3,9 +3,10 @@
     python bench/serve_soak.py [--minutes M]
 
 Pictures are sent, looked at while they grow, exported, and left to be removed; their retention is a few minutes, so the
-store is to stay as large as it is. Every 2 s the memory and the open files of each process are read. What a picture
-takes while it is worked at comes and goes by tens of MiB; what stays shows between pictures: of each minute the least
-counts, and a line is fitted to these after the first third, which is warm-up. Each process is judged, and all together.
+store is to stay as large as it is. Twice a second the memory and the open files of each process are read. What a
+picture takes while it is worked at comes and goes by tens of MiB; what stays shows between pictures, when a replica has
+given back what is free: of each minute the least counts, and a line is fitted to these after the first third, which is
+warm-up. Each process is judged, and all together.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from _batch_setup import command_line, record
 from _serve_setup import MIB, SCALE, SIDE_PX, Endpoint, capacity, endpoint, form
 from scipy.stats import linregress
 
-LOAD, RETENTION_S, EVERY_S, RESTING_S = 0.7, 180.0, 2.0, 60.0
+LOAD, RETENTION_S, EVERY_S, RESTING_S = 0.7, 180.0, 0.5, 60.0
 NOT_BEGUN = 409
 MOST_SLOPE = 1.0
 """MiB in 10 minutes."""

@@ -39,7 +39,7 @@ STALL_S = 300.0
 """A task that takes longer hangs: its replica is replaced."""
 RETRY_S = 1.0
 ENDING_S = 20.0
-KEPT_S = 60.0
+KEPT_S = 10.0
 """So long a replica keeps what it has freed; then it gives back what is free between two tasks."""
 OBJECT_STORE_BYTES = 128 << 20
 APP = "engine"
