@@ -54,9 +54,10 @@ def soak(service: Endpoint, rate: float, seconds: float) -> dict[str, Any]:
                 sampled = now
                 seen.append((now - started, taken(service, names)))
                 pictures.append(sum(1 for _ in (service.store / "pictures").iterdir()))
-            pool.submit(one, service, sent, errors)
-            sent += 1
-            time.sleep(max(0.0, started + sent / rate - time.monotonic()))
+            if now >= started + sent / rate:
+                pool.submit(one, service, sent, errors)
+                sent += 1
+            time.sleep(max(0.0, min(started + sent / rate, sampled + EVERY_S) - time.monotonic()))
     warm = [(at, there) for at, there in seen if at > seconds / 3]
     minutes = sorted({int(at // RESTING_S) for at, _ in warm})[1:-1]  # whole ones
     resting: dict[str, list[float]] = {}

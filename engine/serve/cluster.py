@@ -293,6 +293,7 @@ def running(root: Path, *, replicas: tuple[int, int], model: str | None = None) 
         include_dashboard=False,
         logging_level=logging.ERROR,
         log_to_driver=False,
+        _system_config={"enable_metrics_collection": False},  # nobody can ask for them, and they grow
     )
     try:
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
