@@ -3,16 +3,16 @@
     python bench/serve_soak.py [--minutes M]
 
 Pictures are sent, looked at while they grow, exported, and left to be removed; their retention is a few minutes, so the
-store is to stay as large as it is. Twice a second the memory and the open files of each process are read. What a
-picture takes while it is worked at comes and goes by tens of MiB; what stays shows between pictures, when a replica has
-given back what is free: of each minute the least counts, and a line is fitted to these after the first third, which is
-warm-up. Each process is judged, and all together.
+store is to stay as large as it is. What a picture takes while it is worked at comes and goes by hundreds of MiB; what
+stays shows at rest. So every two minutes nothing is sent until all is done and replicas have given back what is free;
+then the memory and the open files of each process are read. These pauses do not count as time. A line is fitted to what
+follows the first third, which is warm-up. Each process is judged, and all together.
 """
 
 import argparse
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import psutil
@@ -21,7 +21,7 @@ from _batch_setup import command_line, record
 from _serve_setup import MIB, SCALE, SIDE_PX, Endpoint, capacity, endpoint, form
 from scipy.stats import linregress
 
-LOAD, RETENTION_S, EVERY_S, RESTING_S = 0.7, 180.0, 0.5, 60.0
+LOAD, RETENTION_S, BETWEEN_S, REST_S = 0.7, 180.0, 120.0, 15.0
 NOT_BEGUN = 409
 MOST_SLOPE = 1.0
 """MiB in 10 minutes."""
@@ -44,39 +44,35 @@ def soak(service: Endpoint, rate: float, seconds: float) -> dict[str, Any]:
     errors: list[str] = []
     sent = 0
     names: dict[int, str] = {}
-    seen: list[tuple[float, dict[int, tuple[int, int]]]] = []
+    seen: list[dict[int, tuple[int, int]]] = []
     pictures: list[int] = []
-    started = time.monotonic()
-    sampled = started - EVERY_S
     with ThreadPoolExecutor(16) as pool:
-        while (now := time.monotonic()) < started + seconds:
-            if now - sampled >= EVERY_S:
-                sampled = now
-                seen.append((now - started, taken(service, names)))
-                pictures.append(sum(1 for _ in (service.store / "pictures").iterdir()))
-            if now >= started + sent / rate:
-                pool.submit(one, service, sent, errors)
-                sent += 1
-            time.sleep(max(0.0, min(started + sent / rate, sampled + EVERY_S) - time.monotonic()))
-    warm = [(at, there) for at, there in seen if at > seconds / 3]
-    minutes = sorted({int(at // RESTING_S) for at, _ in warm})[1:-1]  # whole ones
+        while len(seen) * BETWEEN_S < seconds:
+            begun, sending = time.monotonic(), list[Future[None]]()
+            while (at := begun + len(sending) / rate) < begun + BETWEEN_S:
+                time.sleep(max(0.0, at - time.monotonic()))
+                sending.append(pool.submit(one, service, sent + len(sending), errors))
+            sent += len(sending)
+            wait(sending)
+            time.sleep(REST_S)
+            seen.append(taken(service, names))
+            pictures.append(sum(1 for _ in (service.store / "pictures").iterdir()))
+    warm = seen[len(seen) // 3 :]
     resting: dict[str, list[float]] = {}
     files: dict[str, list[int]] = {}
-    for process in sorted(set.intersection(*(set(there) for _, there in warm))):
+    for process in sorted(set.intersection(*(set(there) for there in warm))):
         name = f"{names[process]} {process}"
-        resting[name] = [
-            min(there[process][0] / MIB for at, there in warm if int(at // RESTING_S) == minute) for minute in minutes
-        ]
-        files[name] = [warm[0][1][process][1], warm[-1][1][process][1]]
-    resting["all"] = [sum(least) for least in zip(*resting.values(), strict=True)]
-    slopes = {name: slope(minutes, least) for name, least in resting.items()}
+        resting[name] = [there[process][0] / MIB for there in warm]
+        files[name] = [warm[0][process][1], warm[-1][process][1]]
+    resting["all"] = [sum(each) for each in zip(*resting.values(), strict=True)]
+    slopes = {name: slope(each) for name, each in resting.items()}
     return {
         "sent": sent,
         "errors": errors[:5],
         "num_errors": len(errors),
         "mib_in_10_minutes": {name: found for name, (found, _) in slopes.items()},
         "standard_error": {name: error for name, (_, error) in slopes.items()},
-        "resting_mib": {name: [round(least[0], 1), round(least[-1], 1)] for name, least in resting.items()},
+        "resting_mib": {name: [round(each[0], 1), round(each[-1], 1)] for name, each in resting.items()},
         "open_files": files,
         "pictures_kept": [pictures[len(pictures) // 3], pictures[-1]],
         "holds": not errors
@@ -86,9 +82,9 @@ def soak(service: Endpoint, rate: float, seconds: float) -> dict[str, Any]:
     }
 
 
-def slope(minutes: list[int], least: list[float]) -> tuple[float, float]:
-    """MiB in 10 minutes of the line through the points, and its standard error."""
-    fitted = linregress([minute * RESTING_S / 600 for minute in minutes], least)
+def slope(resting: list[float]) -> tuple[float, float]:
+    """MiB in 10 minutes of the line through MiB at all pauses, and its standard error."""
+    fitted = linregress([number * BETWEEN_S / 600 for number in range(len(resting))], resting)
     return round(float(fitted.slope), 2), round(float(fitted.stderr), 2)
 
 
