@@ -4,6 +4,7 @@ import ctypes
 import re
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,20 @@ def process_memory(kind: Literal["VmRSS", "VmHWM", "VmData"]) -> int | None:
         return None
     found = re.search(rf"{kind}:\s+(\d+) kB", status)
     return int(found[1]) * 1024 if found else None
+
+
+def available_memory() -> int | None:
+    """Bytes that this machine can still give, or its control group (version 2), where that is less; None: unknown."""
+    try:
+        told = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+    found = None if told is None else int(told[1]) * 1024
+    with suppress(OSError, ValueError):  # no such group, or "max"
+        group = Path("/sys/fs/cgroup")
+        left = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        found = left if found is None else min(found, left)
+    return found
 
 
 def keep_freed_memory() -> None:

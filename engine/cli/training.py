@@ -23,6 +23,9 @@ def train(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same folder resumes it.")],
     data_licence: Annotated[str, typer.Option("--data-licence", help="Of the pictures, for the card.")],
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="Of the weights, for the card; by default that of the pictures.")
+    ] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="Name of the recipe.")] = "lite",
     stages: Annotated[
         list[str] | None, typer.Option("--stage", help="Only these stages, in the recipe's order.")
@@ -56,7 +59,7 @@ def train(
     from engine.objects import place
     from engine.train.checkpoints import owned
     from engine.train.recipes import RECIPES
-    from engine.train.run import Run, finish
+    from engine.train.run import Run, finish, unfinished
     from engine.train.run import train as train_run
 
     if recipe not in RECIPES:
@@ -71,6 +74,7 @@ def train(
             place(data),
             out,
             data_licence,
+            licence,
             device.value,
             start_from=start_from,
             vgg19=features,
@@ -86,8 +90,11 @@ def train(
             from engine.train.loop import train_on_ray
 
             train_on_ray(run, chosen, workers=span if ":" in asked else span[0], address=address, threads=threads)
-        card = finish(run, threads=threads, workers=span[1])
+        card = finish(run, threads=threads, workers=asked)
+        left = unfinished(run, chosen)
     say(f"{out / (recipe + '.safetensors')}: {card.parameters:,} parameters")
+    if left is not None:
+        say(f"stopped: {left}; the same command goes on")
 
 
 @model_app.command("list")

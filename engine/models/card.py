@@ -9,6 +9,7 @@ from typing import Any, cast
 from engine.errors import ModelError
 from engine.models.cra_srgan.config import Config
 from engine.models.detector_config import DetectorConfig
+from engine.store import write_atomic
 
 CONFIGS: Mapping[str, type[Config] | type[DetectorConfig]] = {"cra-srgan": Config, "detector": DetectorConfig}
 """By the name of the architecture."""
@@ -52,7 +53,7 @@ class Card:
         return self.config
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomic(path, (json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
 
     @classmethod
     def read(cls, path: Path) -> "Card":

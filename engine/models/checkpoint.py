@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from engine.errors import ModelError
@@ -19,6 +19,7 @@ from engine.models.cra_srgan.generator import CraSrgan
 from engine.models.cra_srgan.layers import Padding
 from engine.models.detector import Detector
 from engine.models.detector_config import DetectorConfig
+from engine.store import write_atomic
 
 DEFAULTS = {"clean": "lite"}
 """Embedded model per degradation."""
@@ -191,8 +192,8 @@ def save(
     if base is not None and base.name == name:  # to take its place
         base = None
     shared = {} if base is None else read_weights(base.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: v for key, v in halves.items() if key not in shared or not torch.equal(v, shared[key])}, path)
+    data = serialize({key: v for key, v in halves.items() if key not in shared or not torch.equal(v, shared[key])})
+    write_atomic(path, data)
     card = Card(
         name=name,
         network=network.NAME,
@@ -203,7 +204,7 @@ def save(
         degradation=degradation,
         licence=licence,
         config=config,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=hashlib.sha256(data).hexdigest(),
         parameters=sum(value.numel() for value in halves.values()),
         base={} if base is None else {"name": base.name, "sha256": base.sha256},
         training=training,

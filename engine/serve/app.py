@@ -3,13 +3,12 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -17,21 +16,20 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from engine import __version__
-from engine.errors import BadRequest, EngineError, NotReady
+from engine.errors import BadRequest, EngineError, NotFound, NotReady
 from engine.serve import problems
+from engine.serve.archive import Job
 from engine.serve.asker import Asker, AtDesk, OwnJob, ShownJob
 from engine.serve.desk import Desk
 from engine.serve.envelope import Envelope
 from engine.serve.gallery import exported
 from engine.serve.keys import Keys
 from engine.serve.metrics import CONTENT_TYPE, Metrics
-from engine.serve.pictures import pictures
+from engine.serve.pictures import Drawing, pictures
 from engine.serve.queue import State
 from engine.serve.schema import OptionsIn, Restoration, parse_options
 from engine.serve.told import REFUSED, RESULTS, described
 
-DRAWN_AT_ONCE = 4
-"""Answers to IIIF requests: each may hold `engine.serve.view.MOST_READ_PX` pixels."""
 MOST_WAIT_S = 60.0
 EVENT_S = 0.25
 _FORM = {
@@ -83,7 +81,7 @@ def make_app(desk: Desk, keys: Keys, export: Export, *, hosts: tuple[str, ...] =
     )
     app.add_middleware(Envelope, metrics=metrics, hosts=hosts)
     app.state.desk, app.state.keys, app.state.export, app.state.metrics = desk, keys, export, metrics
-    app.state.drawing = ThreadPoolExecutor(DRAWN_AT_ONCE, thread_name_prefix="drawing")
+    app.state.drawing = Drawing()
     app.include_router(pictures)  # first: of the most requests
     app.include_router(public)
     app.include_router(restorations)
@@ -190,8 +188,13 @@ def state(desk: AtDesk, job: ShownJob) -> Restoration:
     return described(desk, job)
 
 
+async def watched(desk: AtDesk, job: ShownJob) -> AsyncIterator[Job]:
+    with desk.watching(job):
+        yield job
+
+
 @restorations.get("/v1/restorations/{job_id}/events", response_class=EventSourceResponse)
-async def events(desk: AtDesk, job: ShownJob) -> AsyncIterator[ServerSentEvent]:
+async def events(desk: AtDesk, job: Annotated[Job, Depends(watched)]) -> AsyncIterator[ServerSentEvent]:
     """The same as it changes, until the job has ended."""
     before = None
     while job.id in desk.archive.jobs:
@@ -220,9 +223,13 @@ async def result(
         async with desk.exporting(job, request.app.state.keys.named(job.owner)):
             path = await export(desk.folder(job), job.picture, format)
             await asyncio.to_thread(desk.archive.measure, job.picture)
+    try:
+        status = await asyncio.to_thread(path.stat)
+    except FileNotFoundError:
+        raise NotFound("the job was deleted") from None
     suffix, media_type = RESULTS[format]
     name = "".join(char for char in Path(job.name).stem if char.isalnum() or char in " ._-")[:80] or "picture"
-    return FileResponse(path, media_type=media_type, filename=f"{name}-restored{suffix}")
+    return FileResponse(path, media_type=media_type, filename=f"{name}-restored{suffix}", stat_result=status)
 
 
 @restorations.delete("/v1/restorations/{job_id}", status_code=204)

@@ -64,8 +64,9 @@ class Picture:
 
     @property
     def megapixels(self) -> float:
-        """Of the output, and half a one at least, as the queue counts: beginning and finishing take as long as that."""
-        return max(LEAST_MEGAPIXELS, self.output.num_pixels / 1e6)
+        """Of the output, or of a larger input, and half a one at least, as the queue counts: beginning and finishing
+        take as long as that."""
+        return max(LEAST_MEGAPIXELS, self.output.num_pixels / 1e6, self.size.num_pixels / 1e6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ class Archive:
         done again.
         """
         with self._changing, storage_errors(self.root):
-            known = next((one for one in self.pictures.values() if one.work == picture.work), None)
+            known = self._equal(picture.work)
             is_new = known is None
             picture = known or picture
             folder, job = self.folder(picture.id), replace(job, picture=picture.id)
@@ -178,11 +179,23 @@ class Archive:
                     shutil.rmtree(self._set_aside(picture.id), ignore_errors=True)
                 raise
             self.jobs[job.id] = job
-            end = self.ends.get(picture.id)
-            if end is not None and end.failure is not None and end.failure.whose is not Whose.PICTURE:
+            if self._is_worth_trying_again(picture.id):
                 (folder / _END).unlink(missing_ok=True)
+                fsync_folder(folder)
                 del self.ends[picture.id]
         return job
+
+    def needs_work(self, work: str) -> bool:
+        """Whether `accept` of it is to be followed by anything that is not under way."""
+        known = self._equal(work)
+        return known is None or self._is_worth_trying_again(known.id)
+
+    def _equal(self, work: str) -> Picture | None:
+        return next((one for one in list(self.pictures.values()) if one.work == work), None)
+
+    def _is_worth_trying_again(self, picture: str) -> bool:
+        end = self.ends.get(picture)
+        return end is not None and end.failure is not None and end.failure.whose is not Whose.PICTURE
 
     def end(self, picture: str, end: End) -> None:
         """Stores how a picture ended."""

@@ -77,6 +77,8 @@ class Snapshot:
     """Of the tasks under way."""
     tasks_done: int
     tasks_failed: int
+    task_seconds: float
+    """At all of them."""
 
 
 class Scheduler:
@@ -91,6 +93,7 @@ class Scheduler:
         self._owners: dict[str, str] = {}
         self._more = asyncio.Event()
         self._done = self._failed = 0
+        self._seconds = 0.0
 
     async def add(self, pictures: list[tuple[str, str, float]]) -> None:
         """Pictures with their owners and megapixels."""
@@ -126,6 +129,7 @@ class Scheduler:
             self._queue.longest_s(now=time.monotonic()),
             self._done,
             self._failed,
+            self._seconds,
         )
 
     async def take(self, worker: str, report: Report | None) -> tuple[Task | None, float]:
@@ -151,6 +155,7 @@ class Scheduler:
         self._queue.hear(worker, now=time.monotonic())
 
     def _tell(self, worker: str, report: Report, task: Task, now: float) -> None:
+        self._seconds += self._queue.seconds_of(worker, now=now)
         if report.failure is not None:
             self._failed += 1
             self._end(self._queue.fail(worker, report.failure))
@@ -286,6 +291,7 @@ def running(root: Path, *, replicas: tuple[int, int], model: str | None = None) 
     """Starts the service on a Ray of its own, with `replicas` at least and at most; ends both."""
     least, most = replicas
     cpus = os.cpu_count() or 1
+    os.environ["MALLOC_ARENA_MAX"] = "1"  # for all that Ray starts: threads that come and go leave no heaps behind
     ray.init(
         address="local",
         num_cpus=max(cpus, most + 1),

@@ -9,8 +9,9 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -55,6 +56,10 @@ READY_WITHIN_S = 10.0
 HUNG_S = 60.0
 """The longest task may take, or the service is not ready; its replica is given more time."""
 MOST_LOOKS = 1000
+MOST_STREAMS = 64
+"""Of events, for each owner."""
+MOST_DRAWN_AT_ONCE_PX = 1 << 25
+"""Of the input, for a shard of a smaller output: a task that takes minutes looks as if it hung."""
 _TOKEN_BYTES = 16
 
 
@@ -108,6 +113,10 @@ class Desk:
     """Jobs that were sent again with their idempotency key."""
     _exporting: dict[str, asyncio.Lock] = field(default_factory=dict[str, asyncio.Lock])
     _accepting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _untold: bool = False
+    """Whether the scheduler may not know of all that is to be done."""
+    _streams: Counter[str] = field(default_factory=Counter[str])
+    """Of events, by owner."""
 
     def __post_init__(self) -> None:
         path = self.archive.root / "secret"
@@ -159,8 +168,12 @@ class Desk:
 
     # What is accepted.
 
-    def check_room(self, owner: Owner, *, num_bytes: int, megapixels: float = 0.0) -> None:
+    def check_room(self, owner: Owner, *, num_bytes: int, megapixels: float) -> None:
         """Raises TooManyRequests, QueueFull or StoreFull where there is no room for more work."""
+        self._check_queue(owner, megapixels)
+        self._check_store(owner, num_bytes)
+
+    def _check_queue(self, owner: Owner, megapixels: float) -> None:
         to_come = [*self._fresh.values(), *((upload.owner, upload.megapixels) for upload in self._uploads)]
         left = sum(mp for _, mp in to_come)
         of_owner = sum(mp for name, mp in to_come if name == owner.name)
@@ -178,6 +191,8 @@ class Desk:
             )
         if left and left + megapixels > most:
             raise QueueFull(f"{left:.0f} megapixels wait, {most:.0f} are the most; wait", retry_after_s=retry_s)
+
+    def _check_store(self, owner: Owner, num_bytes: int) -> None:
         used = self.archive.bytes_of(owner.name)
         if used + num_bytes > owner.max_bytes:
             raise StoreFull(
@@ -227,7 +242,9 @@ class Desk:
                     folder,
                     max_bytes=self.limits.max_bytes,
                     keep_free_bytes=self.limits.keep_free_bytes,
-                    early=self._check_beginning,
+                    early=lambda path, options: self._check_beginning(
+                        path, None if options is None else parse_options(options)
+                    ),
                 )
                 options = parse_options(form.texts.get("options", b"{}"))
                 picture = await asyncio.to_thread(self._probed, owner, form, options, folder)
@@ -250,20 +267,26 @@ class Desk:
                 self._repeated.add(known.id)
                 return known, False
             self._last[owner.name], upload.megapixels = picture.megapixels, 0.0
-            self.check_room(owner, num_bytes=picture.projected_bytes, megapixels=picture.megapixels)
+            if self.archive.needs_work(picture.work):
+                self.check_room(owner, num_bytes=picture.projected_bytes, megapixels=picture.megapixels)
             upload.megapixels = picture.megapixels
             job = await asyncio.to_thread(self.archive.accept, folder, picture, job)
             upload.megapixels = 0.0
         accepted = self.archive.pictures.get(job.picture)  # another one of equal work, or already deleted
         if accepted is not None and accepted.id not in self.archive.ends:
             self._fresh[accepted.id] = owner.name, accepted.megapixels
-            await self._add([accepted])
+            try:
+                await self._add([accepted])
+            except Exception:  # it is accepted, whatever becomes of the scheduler
+                self._untold = True
+                log.warning("the scheduler does not answer", exc_info=True)
         return job, True
 
     async def leave(self, job: Job) -> None:
         """Who has sent a picture and waited for it has left: it is cancelled, unless it was sent again meanwhile."""
-        if job.id not in self._repeated:
-            await self.delete(job)
+        async with self._accepting:  # or it were told that it is accepted, and removed then
+            picture = None if job.id in self._repeated else await asyncio.to_thread(self.drop, job)
+        await self._drop_there(picture)
 
     def drop(self, job: Job) -> str | None:
         """Forgets a job: the picture to be dropped with it."""
@@ -276,7 +299,9 @@ class Desk:
 
     async def delete(self, job: Job) -> None:
         """Ends a job and removes what only it needs."""
-        picture = await asyncio.to_thread(self.drop, job)
+        await self._drop_there(await asyncio.to_thread(self.drop, job))
+
+    async def _drop_there(self, picture: str | None) -> None:
         if picture is not None:
             try:
                 await self.scheduler.drop.remote(picture)
@@ -290,11 +315,30 @@ class Desk:
             picture = self.archive.pictures.get(job.picture)
             if picture is None:
                 raise NotFound("the job was deleted")
-            self.check_room(owner, num_bytes=picture.projected_bytes)
-            yield
+            self._check_store(owner, picture.projected_bytes)
+            try:
+                yield
+            except Exception:
+                if job.id not in self.archive.jobs:
+                    raise NotFound("the job was deleted") from None
+                raise
 
-    def _check_beginning(self, path: Path) -> None:
-        """Of an upload on its way: refuses what its header already says is too much."""
+    @contextmanager
+    def watching(self, job: Job) -> Generator[None]:
+        """While events of a job are sent. Raises TooManyRequests where its owner has too many such streams."""
+        if self._streams[job.owner] >= MOST_STREAMS:
+            raise TooManyRequests(
+                f"{self._streams[job.owner]} streams of events of this key are open, the most; end some",
+                retry_after_s=RETRY_S,
+            )
+        self._streams[job.owner] += 1
+        try:
+            yield
+        finally:
+            self._streams[job.owner] -= 1
+
+    def _check_beginning(self, path: Path, options: Options | None) -> None:
+        """Of an upload on its way: refuses what its header, and options that came before, already say is too much."""
         with path.open("rb") as file:
             kind = format_of(file.read(16))
             if kind is None:
@@ -304,13 +348,31 @@ class Desk:
                 size = read_header(file, path.with_suffix(SUFFIXES[kind][0])).size
             except InputError:
                 return  # the header may not be complete
-        self._check_pixels(size)
-
-    def _check_pixels(self, size: Size) -> None:
         if size.num_pixels > self.limits.max_pixels:
             raise TooManyPixels(
                 f"image: the header says {size.num_pixels:,} pixels, {self.limits.max_pixels:,} are the most; send less"
             )
+        if options is not None:
+            self._output(size, options)
+
+    def _output(self, size: Size, options: Options) -> Size:
+        """Of a picture of a size. Raises what says why there is none."""
+        request = Request(scale=options.scale, long_side_px=options.long_side_px)
+        render_scale(request, size)  # or it is more than the network enlarges
+        output = output_size(request, size)
+        if output.num_pixels > self.limits.max_output_pixels:
+            raise OutputTooLarge(
+                f"the output would have {output.num_pixels:,} pixels, {self.limits.max_output_pixels:,} are the most; "
+                "ask for a lower scale"
+            )
+        at_once = Box.of(Grid(output).shard_shape(0)).intersection(Box.of(output)).size.num_pixels
+        drawn = at_once * size.num_pixels // output.num_pixels
+        if drawn > MOST_DRAWN_AT_ONCE_PX:
+            raise TooManyPixels(
+                f"{size.num_pixels:,} pixels become {output.num_pixels:,}: {drawn:,} are drawn at once, "
+                f"{MOST_DRAWN_AT_ONCE_PX:,} are the most; ask for a larger long side, and reduce the result"
+            )
+        return output
 
     def _probed(self, owner: Owner, form: Form, options: Options, folder: Path) -> Picture:
         """What was uploaded, with names that say what it is, as far as headers tell."""
@@ -327,14 +389,7 @@ class Desk:
                     )
         except InputError as error:
             raise type(error)(str(error).replace(f"{folder}/", "")) from None
-        request = Request(scale=options.scale, long_side_px=options.long_side_px)
-        render_scale(request, info.size)  # or it is more than the network enlarges
-        output = output_size(request, info.size)
-        if output.num_pixels > self.limits.max_output_pixels:
-            raise OutputTooLarge(
-                f"the output would have {output.num_pixels:,} pixels, {self.limits.max_output_pixels:,} are the most; "
-                "ask for a lower scale"
-            )
+        output = self._output(info.size, options)
         sizes = (output, info.size) if mask is None else (output, info.size, info.size)
         projected = 2 * sum(canvas_bytes(Grid(size), info.channels, info.dtype) for size in sizes)
         return Picture(
@@ -381,12 +436,14 @@ class Desk:
         looks, self._looks = list(self._looks), {}
         told: Snapshot = await self.scheduler.snapshot.remote(looks, *self._known)
         if told.generation != self._known[0]:
-            await self._add(self.archive.unfinished())
-            self._known = told.generation, 0
+            self._known, self._untold = (told.generation, 0), True
         for number, (picture, failure) in enumerate(told.ended, start=told.first + 1):
             if number > self._known[1]:
                 await asyncio.to_thread(self._end, picture, failure)
                 self._known = told.generation, number
+        if self._untold:
+            await self._add(self.archive.unfinished())
+            self._untold = False
         for picture in [name for name in self._fresh if name in told.progress or name in self.archive.ends]:
             del self._fresh[picture]
         self.told, self.told_at = told, time.monotonic()

@@ -55,7 +55,7 @@ class Envelope:
             else:
                 await self._app(scope, receive, sending)
         except Exception:
-            log.exception("%s %s", name, scope["path"])
+            log.exception("%s %s", name, getattr(scope.get("route"), "path", "unknown"))  # paths have tokens
             if status:  # half of the answer is on its way: the connection is cut
                 raise
             await _refuse("internal", "an error of this program; report it with the request id", sending)

@@ -99,7 +99,8 @@ def canonical(request: ImageRequest, full: Size) -> str:
     region = "full" if box == whole else f"{box.x0},{box.y0},{box.size.w},{box.size.h}"
     size = "max" if request.size == _largest(box.size) else f"{request.size.w},{request.size.h}"
     turned = f"{'!' if request.mirrored else ''}{90 * request.quarter_turns}"
-    return f"{region}/{size}/{turned}/{request.quality}.{request.fmt}"
+    quality = "gray" if request.quality == "gray" else "default"
+    return f"{region}/{size}/{turned}/{quality}.{request.fmt}"
 
 
 def _region(text: str, full: Size) -> Box:

@@ -31,6 +31,7 @@ class Metrics:
         self._workers = Gauge("engine_workers", "Replicas that take tasks.", registry=self._registry)
         self._rate = Gauge("engine_megapixels_per_second", "Of one replica while it draws.", registry=self._registry)
         self._tasks = Gauge("engine_tasks_done", "Since the scheduler started.", registry=self._registry)
+        self._busy = Gauge("engine_task_seconds", "At all tasks since the scheduler started.", registry=self._registry)
         self._failed = Gauge("engine_tasks_failed", "Since the scheduler started.", registry=self._registry)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -53,5 +54,6 @@ class Metrics:
             self._workers.set(desk.told.num_workers)
             self._rate.set(desk.told.megapixels_per_s or 0.0)
             self._tasks.set(desk.told.tasks_done)
+            self._busy.set(desk.told.task_seconds)
             self._failed.set(desk.told.tasks_failed)
         return generate_latest(self._registry)

@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -10,7 +12,7 @@ from typing import ParamSpec, TypeVar
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from engine.errors import BadRequest, NotFound, NotReady, StorageError
+from engine.errors import BadRequest, NotFound, NotReady, StorageError, TooManyRequests
 from engine.geometry import Size
 from engine.serve import iiif, problems, view
 from engine.serve.archive import Job
@@ -20,8 +22,38 @@ from engine.serve.manifest import manifest
 from engine.serve.told import REFUSED, described
 
 _YEAR_S, _SOON_S = 31_536_000, 60
+DRAWN_AT_ONCE = 4
+"""Each may hold `engine.serve.view.MOST_READ_PX` pixels."""
+MOST_ASKED = 256
+"""Of each owner, waiting or drawn."""
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Drawing:
+    """The few threads that draw answers: removals and uploads, which wait for the disk, have others."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(DRAWN_AT_ONCE, thread_name_prefix="drawing")
+        self._turn = asyncio.Semaphore(DRAWN_AT_ONCE)
+        self._asked: Counter[str] = Counter()
+
+    async def run(self, request: Request, owner: str, call: Callable[[], T]) -> T:
+        """What a call for an owner's picture returns. Raises TooManyRequests, and BadRequest where nobody waits."""
+        if self._asked[owner] >= MOST_ASKED:
+            raise TooManyRequests(
+                f"{self._asked[owner]} answers for pictures of this key are to be drawn, the most at once; wait",
+                retry_after_s=1.0,
+            )
+        self._asked[owner] += 1
+        try:
+            async with self._turn:
+                if await request.is_disconnected():
+                    raise BadRequest("the client has left")
+                return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        finally:
+            self._asked[owner] -= 1
+
 
 pictures = APIRouter(prefix="/iiif", responses=REFUSED)
 _JSON_LD = 'application/ld+json;profile="http://iiif.io/api/image/3/context.json"'
@@ -104,11 +136,11 @@ async def image(
     data, final = gallery.answer(folder, tag), True
     if data is None:
         try:
-            data, final = await _in_thread(request, drawn, found, asked)
+            data, final = await _drawing(request, job, drawn, found, asked)
         except StorageError:  # published, or dropped, since it was opened
             gallery.forget(folder)
             found = await _view(request, job, layer)
-            data, final = await _in_thread(request, drawn, found, asked)
+            data, final = await _drawing(request, job, drawn, found, asked)
         if view.is_for_good(found) and job.picture in archive.pictures:  # not dropped meanwhile
             gallery.keep_answer(folder, tag, data)
     if view.is_for_good(found):
@@ -146,10 +178,9 @@ async def _view(request: Request, job: Job, layer: str) -> view.View:
     desk = desk_of(request)
     folder = desk.folder(job)
     found = desk.gallery.opened(folder, layer)
-    return found if isinstance(found, view.Stored) else await _in_thread(request, desk.gallery.view, folder, layer)
+    return found if isinstance(found, view.Stored) else await _drawing(request, job, desk.gallery.view, folder, layer)
 
 
-async def _in_thread(request: Request, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """In one of the few threads that draw: removals and uploads, which wait for the disk, have others."""
-    call = partial(function, *arguments, **named)
-    return await asyncio.get_running_loop().run_in_executor(request.app.state.drawing, call)
+async def _drawing(request: Request, job: Job, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    drawing: Drawing = request.app.state.drawing
+    return await drawing.run(request, job.owner, partial(function, *arguments, **named))

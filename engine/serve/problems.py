@@ -38,6 +38,9 @@ STATUS: Mapping[str, int] = {
     )
 } | {"forbidden": 403, "method-not-allowed": 405, "internal": 500, "not-offered": 501}
 """What is not listed lies with the picture or what is asked of it: 422."""
+_PASSING = (429, 503, 507)
+FULL_S = 60.0
+"""When it is worth to ask again where a disk is full or fails: it is swept as often."""
 
 
 def problem(code: str, detail: str) -> dict[str, object]:
@@ -66,8 +69,9 @@ async def on_error(request: Request, error: Exception) -> JSONResponse:
     root = request.app.state.desk.archive.root
     text = str(error).replace(f"{root}/", "").replace(str(root), "the store")
     headers: dict[str, str] = {}
-    if isinstance(error, Busy):
-        headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+    if STATUS.get(error.code, 422) in _PASSING:
+        after_s = error.retry_after_s if isinstance(error, Busy) else FULL_S
+        headers["Retry-After"] = str(max(1, ceil(after_s)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return response(error.code, text, headers)

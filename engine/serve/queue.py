@@ -154,6 +154,14 @@ class _Picture:
     def megapixels_left(self) -> float:
         return self.megapixels * (1 - self.share)
 
+    def megapixels_of(self, keys: Iterable[ShardKey]) -> float:
+        """Their part of the picture's, which lie in its full size."""
+        if self.began is None:
+            return 0.0
+        grid = self.began.grid
+        pixels = sum(grid.box(key).size.num_pixels for key in keys if key.level == 0)
+        return self.megapixels * pixels / grid.size.num_pixels
+
     @property
     def has_task(self) -> bool:
         """Whether there is something to give out now."""
@@ -253,7 +261,7 @@ class Queue:
         task = self._task(picture)
         found = self._pictures[picture]
         found.tasks[task.number] = task
-        cost = max(LEAST_MEGAPIXELS, self._megapixels(found, task))
+        cost = max(LEAST_MEGAPIXELS, found.megapixels_of(task.keys))
         self._had[found.owner] = self._had.get(found.owner, 0.0) + cost
         self._workers[worker] = _Worker(now, task, now)
         return task
@@ -265,7 +273,12 @@ class Queue:
 
     def longest_s(self, *, now: float) -> float:
         """How long the worker has been at its task that has been so for longest."""
-        return max((now - worker.since for worker in self._workers.values() if worker.task is not None), default=0.0)
+        return max((self.seconds_of(name, now=now) for name in self._workers), default=0.0)
+
+    def seconds_of(self, worker: str, *, now: float) -> float:
+        """How long a worker has been at its task."""
+        found = self._workers.get(worker)
+        return 0.0 if found is None or found.task is None else now - found.since
 
     def hear(self, worker: str, *, now: float) -> None:
         """A sign of life. One that was given up is known again when it takes its next task."""
@@ -319,9 +332,9 @@ class Queue:
             return
         for key in keys:
             _store(picture, key)
-        pixels = sum(self._megapixels(picture, Task(0, "", Kind.DRAW, (key,))) for key in keys if key.level == 0)
-        if pixels and now > at.since:
-            rate = pixels / (now - at.since)
+        megapixels = picture.megapixels_of(keys)
+        if megapixels and now > at.since:
+            rate = megapixels / (now - at.since)
             old = self.megapixels_per_s
             self.megapixels_per_s = rate if old is None else old + _SMOOTHING * (rate - old)
         _put_back(picture, [key for key in task.keys if key not in set(keys)])
@@ -391,16 +404,8 @@ class Queue:
     def _shards_at_once(self, picture: _Picture) -> int:
         if self.megapixels_per_s is None or picture.began is None:
             return 1
-        grid = picture.began.grid
-        shard_s = grid.shard_shape(0).num_pixels / 1e6 / self.megapixels_per_s
+        shard_s = picture.megapixels_of([ShardKey(0, 0, 0)]) / self.megapixels_per_s
         return max(1, min(MOST_SHARDS, int(TASK_S / shard_s)))
-
-    @staticmethod
-    def _megapixels(picture: _Picture, task: Task) -> float:
-        if picture.began is None or not task.keys:
-            return 0.0
-        grid = picture.began.grid
-        return sum(grid.box(key).size.num_pixels for key in task.keys if key.level == 0) / 1e6
 
 
 def _lay_out(picture: _Picture, began: Began) -> None:

@@ -25,15 +25,19 @@ LINGERING_S = 10.0
 """So long a refused client may go on to send what it is at; then it has read the answer."""
 PAUSE_S = 0.01
 """Between the pieces of what it sends."""
+STALLED_S = 30.0
+"""A client may read so slowly that nothing more is taken from here; then its connection is cut."""
 MOST_CONNECTIONS = 800
 DRAINING_S = 20
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
 class PatientProtocol(H11Protocol):
-    """Closes connections whose headers do not come to an end, or whose bodies nobody waits for any more."""
+    """Closes connections whose headers do not come to an end, whose bodies nobody waits for any more, or whose answers
+    are not read."""
 
     _waiting: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
     _lingering: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -59,8 +63,22 @@ class PatientProtocol(H11Protocol):
         if self.conn.their_state is h11.SEND_BODY and self._lingering is None:
             self._lingering = self.loop.call_later(LINGERING_S, self.transport.close)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(STALLED_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._read_on()
         if self._lingering is not None:
             self._lingering.cancel()
         super().connection_lost(exc)

@@ -91,4 +91,4 @@ class _Nobody:
         return self
 
     async def remote(self, *_: object) -> Snapshot:
-        return Snapshot("", {}, 0, (), 0.0, {}, None, 0, 0.0, 0, 0)
+        return Snapshot("", {}, 0, (), 0.0, {}, None, 0, 0.0, 0, 0, 0.0)

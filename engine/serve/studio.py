@@ -163,13 +163,12 @@ def export(site: Site, fmt: str) -> Path:
     if not target.exists():
         partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
         try:
-            with storage_errors(target), ZipFile(partial, "w", ZIP_STORED) as archive:
-                files = [path for path in sorted(canvas.rglob("*")) if path.is_file() and "_engine" not in path.parts]
-                for path in sorted(
-                    files, key=lambda path: path.name != "zarr.json"
-                ):  # RFC 9 of OME-Zarr: metadata first
-                    archive.write(path, path.relative_to(canvas).as_posix())
-            partial.rename(target)
+            with storage_errors(target):
+                with ZipFile(partial, "w", ZIP_STORED) as archive:
+                    files = [one for one in sorted(canvas.rglob("*")) if one.is_file() and "_engine" not in one.parts]
+                    for one in sorted(files, key=lambda one: one.name != "zarr.json"):  # RFC 9 of OME-Zarr
+                        archive.write(one, one.relative_to(canvas).as_posix())
+                partial.rename(target)
         finally:
             partial.unlink(missing_ok=True)
     return target

@@ -22,13 +22,13 @@ EARLY_BYTES = 64 << 10
 """Of the picture, after which its header is looked at while the rest is on its way."""
 SILENCE_S = 20.0
 """A client may send nothing for so long."""
-LEAST_BYTES_PER_S = 1 << 10
+LEAST_BYTES_PER_S = 16 << 10
 _CHUNK_BYTES = 256 << 10
 _FILES = ("image", "mask")
 _TEXTS = ("options",)
 
-Early = Callable[[Path], None]
-"""Looks at the beginning of a picture; raises the error that refuses it."""
+Early = Callable[[Path, bytes | None], None]
+"""Looks at the beginning of a picture, and the options, where they came before; raises the error that refuses it."""
 
 
 @dataclass(slots=True)
@@ -116,6 +116,7 @@ class _Reader:
         self._header = b"", b""
         self._headers: dict[bytes, bytes] = {}
         self._name: str | None = None
+        self._options: bytes | None = None
         self._out: BufferedWriter | None = None
         self._ended = False
         self._parser = MultipartParser(
@@ -166,7 +167,7 @@ class _Reader:
         self.looked_early = True
         if self._out is not None:
             self._out.flush()
-        self._early(image.path)
+        self._early(image.path, self._options)
 
     def _part_begin(self) -> None:
         self._parts += 1
@@ -219,6 +220,8 @@ class _Reader:
             os.fsync(self._out.fileno())  # what is accepted survives a power cut
             self._out.close()
             self._out = None
+        else:
+            self._options = self.form.texts["options"]
 
     def _end(self) -> None:
         self._ended = True

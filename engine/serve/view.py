@@ -25,7 +25,7 @@ from engine.tiling.grid import ShardKey
 from engine.tiling.iiif import for_the_web
 
 MOST_READ_PX = 1 << 24
-"""For one answer: four times as many as it may have."""
+"""For one answer: four times as many as it may have. Of what stands in for it as many again."""
 MOST_FINER = 3
 """Levels below the one asked for whose shards stand in for a missing one."""
 MARGIN_PX = 4
@@ -112,11 +112,14 @@ class Growing:
             except StorageError:  # struck, or moved to its final place, a moment ago
                 pass
         pixels = resized(self.overview, grid.level_size(level), box)
+        finest = level
+        while finest > max(0, level - MOST_FINER) and box.size.num_pixels << 2 * (level - finest + 1) <= MOST_READ_PX:
+            finest -= 1
         for key in keys:
-            self._draw_over(pixels, box, level, key, grid.box(key).intersection(box))
+            self._draw_over(pixels, box, level, finest, key, grid.box(key).intersection(box))
         return Read(pixels, final=False)
 
-    def _draw_over(self, pixels: Pixels, box: Box, level: int, key: ShardKey, part: Box) -> None:
+    def _draw_over(self, pixels: Pixels, box: Box, level: int, finest: int, key: ShardKey, part: Box) -> None:
         """Sets what is stored of `part` of a shard, or of those that it will be made from, in a box of `level`."""
         grid, factor = self.canvas.grid, 1 << (level - key.level)
         if self.canvas.is_done(key):
@@ -127,10 +130,10 @@ class Growing:
             target = Box(part.y0 // factor, part.x0 // factor, ceil_div(part.y1, factor), ceil_div(part.x1, factor))
             place = pixels[target.shifted(-box.y0, -box.x0).slices]
             place[:] = cv2.resize(stored, place.shape[1::-1], interpolation=cv2.INTER_AREA).reshape(place.shape)
-        elif key.level > max(0, level - MOST_FINER):
+        elif key.level > finest:
             finer = part.scaled(2).intersection(Box.of(grid.level_size(key.level - 1)))
             for source in grid.keys_in(finer, level=key.level - 1):
-                self._draw_over(pixels, box, level, source, grid.box(source).intersection(finer))
+                self._draw_over(pixels, box, level, finest, source, grid.box(source).intersection(finer))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,10 @@ Legend: B batch, H and W native pixels; tensors are (B, C, H, W) float32 in [0, 
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from math import ceil
+from typing import Any, Self, cast
+from zlib import crc32
 
 import cv2
 import numpy as np
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import TrainingError
-from engine.geometry import Size
+from engine.geometry import Size, ceil_div
 from engine.models.cra_srgan.handover import reduce_known
 from engine.train.colour import recoloured
 from engine.train.damage import damage_mask, film_mask
@@ -29,12 +31,31 @@ FILM, MOST_FILM = 0.15, 0.5
 """Share of the masks that are films' artefacts, and the most of a picture that these may cover."""
 MOST_DECODED_BYTES = 2 << 30
 """Of the pictures that a process keeps decoded."""
+MOST_TRIES = 200
+"""To find a picture that is large enough for a crop."""
 
 Pixels = NDArray[np.uint8]
 
 
+class _Batch:
+    """Tensors that go to another device together."""
+
+    __slots__ = ()
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch there."""
+        batch = cast("Any", self)
+        return replace(batch, **{each.name: _moved(getattr(self, each.name), device) for each in fields(batch)})
+
+
+def _moved(value: object, device: torch.device) -> object:
+    if isinstance(value, list):
+        return [_moved(one, device) for one in cast("list[object]", value)]
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
 @dataclass(frozen=True, slots=True)
-class DamagedBatch:
+class DamagedBatch(_Batch):
     """Crops with holes, for the inpainting and the joint stage."""
 
     intact: Tensor
@@ -52,16 +73,9 @@ class DamagedBatch:
     window_px: tuple[int, int]
     """(y, x) of the window the local half is trained on: a multiple of 8, with a hole in each crop where possible."""
 
-    def to(self, device: torch.device) -> "DamagedBatch":
-        """The same batch on another device."""
-        intact, missing = self.intact.to(device), self.missing.to(device)
-        mean, share = self.known_mean.to(device), self.share.to(device)
-        above = [target.to(device) for target in self.above]
-        return DamagedBatch(intact, missing, mean, share, self.factor, above, self.window_px)
-
 
 @dataclass(frozen=True, slots=True)
-class ScaleBatch:
+class ScaleBatch(_Batch):
     """Intact crops at the input's size and at every size above it."""
 
     low: Tensor
@@ -69,13 +83,9 @@ class ScaleBatch:
     levels: list[Tensor]
     """(B, 3, 2 H, 2 W), (B, 3, 4 H, 4 W) ... each reduced from the original by antialiased bicubic."""
 
-    def to(self, device: torch.device) -> "ScaleBatch":
-        """The same batch on another device."""
-        return ScaleBatch(self.low.to(device), [target.to(device) for target in self.levels])
-
 
 @dataclass(frozen=True, slots=True)
-class OverlaidBatch:
+class OverlaidBatch(_Batch):
     """Crops on which hair, dust or scratches may lie, or of which parts are gone."""
 
     picture: Tensor
@@ -83,23 +93,21 @@ class OverlaidBatch:
     damaged: Tensor
     """(B, 1, H, W) 1 where it is damaged."""
 
-    def to(self, device: torch.device) -> "OverlaidBatch":
-        """The same batch on another device."""
-        return OverlaidBatch(self.picture.to(device), self.damaged.to(device))
-
 
 Batch = DamagedBatch | ScaleBatch | OverlaidBatch
-"""What a step is made on; all kinds go to another device."""
+"""What a step is made on."""
 
 
 class Pictures:
     """Training pictures, each decoded on first use and kept as long as there is room."""
 
-    def __init__(self, found: Sequence[Encoded], *, min_side_px: int, overlays: Overlays | None = None) -> None:
-        """min_side_px: smaller pictures are enlarged to it. Raises TrainingError where there are none."""
+    def __init__(
+        self, found: Sequence[Encoded], *, overlays: Overlays | None = None, most_bytes: int = MOST_DECODED_BYTES
+    ) -> None:
+        """most_bytes: of those that stay decoded. Raises TrainingError where there are no pictures."""
         if not found:
             raise TrainingError("0 training pictures found, at least 1 needed; give --data a folder with pictures")
-        self._found, self._min_side_px = found, min_side_px
+        self._found, self._most_bytes = found, most_bytes
         self._decoded: OrderedDict[int, Pixels] = OrderedDict()
         self._decoded_bytes = 0
         self.overlays = Overlays([]) if overlays is None else overlays
@@ -113,30 +121,30 @@ class Pictures:
             self._decoded.move_to_end(index)
             return self._decoded[index]
         rgb = np.ascontiguousarray(self._found[index].decode(cv2.IMREAD_COLOR)[..., ::-1])
-        short = min(rgb.shape[:2])
-        if short < self._min_side_px:
-            scale = self._min_side_px / short
-            rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
         self._decoded[index] = rgb
         self._decoded_bytes += rgb.nbytes
-        while self._decoded_bytes > MOST_DECODED_BYTES and len(self._decoded) > 1:
+        while self._decoded_bytes > self._most_bytes and len(self._decoded) > 1:
             self._decoded_bytes -= self._decoded.popitem(last=False)[1].nbytes
         return rgb
 
 
 def batch_of(pictures: Pictures, stage: Stage, *, seed: int, step: int, rank: int = 0, world: int = 1) -> Batch:
     """The batch of a step: the same whoever asks, whenever. Of several processes each has a part of its own."""
-    number = sum(stage.name.encode())  # keeps the stages' samples apart
+    number = crc32(stage.name.encode())  # keeps the stages' samples apart
     draw = _draw(stage, np.random.default_rng((seed, number, step, 1)))
     mine = (seed, number, step) if world == 1 else (seed, number, step, 2 + rank)
-    size = -(-draw.batch // world)
+    return batch_from(pictures, stage, draw, seed=mine, size=ceil_div(draw.batch, world))
+
+
+def batch_from(pictures: Pictures, stage: Stage, draw: Draw, *, seed: tuple[int, ...], size: int) -> Batch:
+    """One of the kinds that a stage draws, of so many crops."""
     if stage.task == "detection":
-        return overlaid_batch(pictures, seed=mine, batch=size, side_px=draw.side_px)
+        return overlaid_batch(pictures, seed=seed, batch=size, side_px=draw.side_px)
     if draw.factor == 0:
-        return scale_batch(pictures, seed=mine, batch=size, low_px=draw.side_px, levels=draw.levels, bad=stage.degraded)
+        return scale_batch(pictures, seed=seed, batch=size, low_px=draw.side_px, levels=draw.levels, bad=stage.degraded)
     return damaged_batch(
         pictures,
-        seed=mine,
+        seed=seed,
         batch=size,
         guide_px=draw.side_px,
         factor=draw.factor,
@@ -150,8 +158,11 @@ def _draw(stage: Stage, rng: np.random.Generator) -> Draw:
 
 
 def crop_of(pictures: Pictures, rng: np.random.Generator, side_px: int, *, max_reduction: float) -> Pixels:
-    """A square crop (side, side, 3), turned, mirrored and recoloured at random, reduced by up to `max_reduction`."""
-    picture = pictures[int(rng.integers(len(pictures)))]
+    """A square crop (side, side, 3), turned, mirrored and recoloured at random, reduced by up to `max_reduction`.
+
+    Of a picture that is large enough: what is enlarged shows no detail to learn. Raises TrainingError.
+    """
+    picture = _large_enough(pictures, rng, side_px)
     h, w = int(picture.shape[0]), int(picture.shape[1])
     limit = max(1.0, min(max_reduction, min(h, w) / side_px))
     read_px = min(round(side_px * rng.uniform(1.0, limit)), h, w)
@@ -161,6 +172,17 @@ def crop_of(pictures: Pictures, rng: np.random.Generator, side_px: int, *, max_r
         out = cv2.resize(out, (side_px, side_px), interpolation=cv2.INTER_AREA).astype(np.uint8)
     out = np.rot90(out, int(rng.integers(4)))
     return recoloured(np.ascontiguousarray(out[:, ::-1] if rng.random() < 0.5 else out), rng)
+
+
+def _large_enough(pictures: Pictures, rng: np.random.Generator, side_px: int) -> Pixels:
+    for _ in range(MOST_TRIES):
+        picture = pictures[int(rng.integers(len(pictures)))]
+        if min(picture.shape[:2]) >= side_px:
+            return picture
+    raise TrainingError(
+        f"{MOST_TRIES} pictures in a row are smaller than a crop of {side_px} px; give larger ones, or train a recipe "
+        "with smaller crops"
+    )
 
 
 def to_tensor(crops: list[Pixels]) -> Tensor:
@@ -178,11 +200,11 @@ def damaged_batch(
     window_px: int,
     levels: int = 0,
 ) -> DamagedBatch:
-    """Crops of `guide_px * factor` pixels with 3 to 45 % of their pixels missing."""
+    """Crops of `guide_px * factor` pixels with 3 to 50 % of their pixels missing."""
     rng = np.random.default_rng(seed)
     side_px = guide_px * factor
     high = to_tensor([crop_of(pictures, rng, side_px << levels, max_reduction=2.5) for _ in range(batch)])
-    low = float(rng.choice([0.03, 0.12, 0.25], p=[0.15, 0.45, 0.4]))
+    low = float(rng.choice([0.03, 0.12, 0.27], p=[0.15, 0.45, 0.4]))
     masks = [_mask(pictures.overlays, Size(side_px, side_px), rng, (low, 1.8 * low)) for _ in range(batch)]
     intact = (reduce_bicubic(high, 1 << levels) * 255).round() / 255
     missing = torch.as_tensor(np.stack(masks))[:, None].float()

@@ -30,7 +30,11 @@ class Discriminator(nn.Module):
         self.last = spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1))
 
     def forward(self, picture: Tensor) -> Tensor:
-        return self.last(F.leaky_relu(self.features(picture)[-1], 0.2))
+        return self.judged(self.features(picture))
+
+    def judged(self, features: list[Tensor]) -> Tensor:
+        """The logits of a picture with these features."""
+        return self.last(F.leaky_relu(features[-1], 0.2))
 
     def features(self, picture: Tensor) -> list[Tensor]:
         """Of each size, before activation."""

@@ -14,16 +14,16 @@ import ray
 import torch
 from ray.data import DataContext
 
-from engine.train.dataset import Batch, Pictures, batch_of
+from engine.train.dataset import MOST_DECODED_BYTES, Batch, Pictures, batch_of
 from engine.train.run import Part, Run
 from engine.train.stages import Stage
 
 MADE_AHEAD = 8
 STREAM_STEPS = 1000
 """Batches of one stream: Ray Data plans all of its tasks before the first runs."""
-_TASK_CPUS = 0.25
+TASK_CPUS = 0.25
 _pictures: dict[tuple[Run, str], Pictures] = {}
-"""Of this process: decoded once for many batches."""
+"""Of this process: those of one stage, decoded once for many batches."""
 
 
 def streamed(run: Run, part: Part, stage: Stage, first: int, last: int) -> Iterator[Batch]:
@@ -36,13 +36,15 @@ def streamed(run: Run, part: Part, stage: Stage, first: int, last: int) -> Itera
         count = min(STREAM_STEPS, last - start)
         make = partial(_made, run=run, rank=part.rank, world=part.world, stage=stage, first=start)
         rows = ray.data.range(count, override_num_blocks=count)
-        for row in rows.map(make, num_cpus=_TASK_CPUS, concurrency=MADE_AHEAD).iter_rows():
+        for row in rows.map(make, num_cpus=TASK_CPUS, concurrency=MADE_AHEAD).iter_rows():
             yield cast("Batch", pickle.loads(cast("dict[str, bytes]", row)["batch"]))
 
 
 def _made(row: dict[str, Any], *, run: Run, rank: int, world: int, stage: Stage, first: int) -> dict[str, bytes]:
     """A batch as bytes: it is read once, by the process that trains."""
     torch.set_num_threads(1)
-    pictures = _pictures.setdefault((run, stage.name), run.pictures(stage))
-    step = first + int(row["id"])
+    if (run, stage.name) not in _pictures:
+        _pictures.clear()
+        _pictures[run, stage.name] = run.pictures(stage, most_bytes=MOST_DECODED_BYTES // MADE_AHEAD)
+    pictures, step = _pictures[run, stage.name], first + int(row["id"])
     return {"batch": pickle.dumps(batch_of(pictures, stage, seed=run.recipe.seed, step=step, rank=rank, world=world))}

@@ -5,9 +5,13 @@ Ray Train starts the processes, and starts them again when one dies; each begins
 all of them share is. The first of them writes.
 """
 
+import json
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -15,14 +19,20 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.errors import TrainingError
-from engine.train.ingest import streamed
-from engine.train.run import LOG_EVERY_STEPS, Part, Run, train
+from engine.errors import TooFewCpus, TooFewGpus, TrainingError
+from engine.models.checkpoint import embedded, find
+from engine.train.checkpoints import STOP
+from engine.train.ingest import TASK_CPUS, streamed
+from engine.train.run import LOG_EVERY_STEPS, Part, Run, stop_flag, train
 from engine.train.step import Logs
 
+log = logging.getLogger(__name__)
+
+FAILED = "failed"
+"""In the folder of a run: what ended it, that would end it again."""
 MOST_FAILURES = 10
 """Deaths of processes that a run survives."""
 WORKER_CPUS = 0.5
@@ -40,15 +50,27 @@ def train_on_ray(
 ) -> None:
     """As `engine.train.run.train`, by so many processes, or between so many as the cluster has room for.
 
-    The folder of the run is one that all nodes share. Raises TrainingError where it ended before its end.
+    The folder of the run is one that all nodes share. Raises TrainingError where it ended before its end, TooFewCpus
+    and TooFewGpus.
     """
+    run = _everywhere(run)
+    run.check(stages)
+    least, most = (workers, workers) if isinstance(workers, int) else workers
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
     if address is None:
-        most = workers if isinstance(workers, int) else workers[1]
         options |= {"num_cpus": max(os.cpu_count() or 1, most + 1), "object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    except Exception as error:  # of many kinds, the last resort `Exception` itself
+        raise TrainingError(
+            f"{address or 'this machine'}: 0 clusters answer ({error}); look at its load, memory and address"
+        ) from error
+    failed = run.folder / FAILED
+    failed.unlink(missing_ok=True)
     try:
         gpu = run.device != "cpu"
+        _check_there("CPU", WORKER_CPUS * least + TASK_CPUS, TooFewCpus)
+        _check_there("GPU", least if gpu else 0, TooFewGpus)
         trainer = TorchTrainer(
             _work,
             train_loop_config={"run": run, "stages": stages, "threads": threads},
@@ -60,17 +82,69 @@ def train_on_ray(
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             run_config=RunConfig(
                 name="ray",
-                storage_path=str(run.folder.resolve()),
+                storage_path=str(run.folder),
                 failure_config=FailureConfig(max_failures=MOST_FAILURES),
             ),
         )
-        trainer.fit()
+        _fit(trainer, run.folder)
     except ray.train.TrainingFailedError as error:
         raise TrainingError(
             f"{run.folder}: the training ended before its end ({error}); run the command again"
         ) from error
     finally:
         ray.shutdown()
+    if failed.exists():
+        raise TrainingError(failed.read_text())
+
+
+def _everywhere(run: Run) -> Run:
+    """The same with paths that mean the same in every process: Ray Train's work in folders of their own."""
+
+    def at(model: str | None) -> str | None:
+        return model if model is None or model in embedded() else str(find(model).resolve())
+
+    return replace(
+        run,
+        folder=run.folder.resolve(),
+        data=run.data.resolve() if isinstance(run.data, Path) else run.data,
+        start_from=at(run.start_from),
+        teacher=at(run.teacher),
+        vgg19=None if run.vgg19 is None else run.vgg19.resolve(),
+    )
+
+
+def _check_there(kind: str, needed: float, error: type[TooFewCpus] | type[TooFewGpus]) -> None:
+    """Ray would wait for ever, in silence."""
+    there = float(cast("dict[str, float]", ray.cluster_resources()).get(kind, 0))
+    if there < needed:
+        raise error(f"the workers need {needed:g} of the cluster's {kind}, it has {there:g}; give fewer --workers")
+
+
+def _fit(trainer: TorchTrainer, folder: Path) -> None:
+    """Waits for the end in the main thread, which gets the signals, and tells how far it is."""
+    shown = folder / "log.jsonl"
+    told = shown.stat().st_size if shown.exists() else 0
+    with stop_flag(folder) as stopped, ThreadPoolExecutor(1) as pool:
+        fitting = pool.submit(trainer.fit)
+        while not fitting.done():
+            wait([fitting], timeout=1.0)
+            if stopped():
+                (folder / STOP).touch()
+            told = _tell(shown, told)
+        fitting.result()
+
+
+def _tell(shown: Path, told: int) -> int:
+    """Logs what was written to a run's log since so many bytes; how many there are now."""
+    if not shown.exists():
+        return 0
+    lines = shown.read_bytes()
+    end = lines.rfind(b"\n") + 1
+    for line in lines[min(told, end) : end].splitlines():
+        entry = json.loads(line)
+        if "loss" in entry:
+            log.info("%s step %d, loss %.4f", entry["stage"], entry["step"], entry["loss"])
+    return end
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -80,9 +154,18 @@ def _work(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     run = cast("Run", config["run"])
     told = _Told()
-    part = Part(rank, world, _parallel if world > 1 else None, told)
-    train(run, config["stages"], part=part, batches=partial(streamed, run, part))
+    part = Part(rank, world, _parallel, told, _any_of_all) if world > 1 else Part(told=told)
+    try:
+        train(run, config["stages"], part=part, batches=partial(streamed, run, part))
+    except TrainingError as error:  # would come again: all raise it at the same step, and none is to be replaced
+        (run.folder / FAILED).write_text(str(error))
     told.report()
+
+
+def _any_of_all(mine: bool) -> bool:
+    said = torch.tensor(float(mine), device=get_device())
+    distributed.all_reduce(said, distributed.ReduceOp.MAX)
+    return bool(said)
 
 
 def _parallel(module: nn.Module) -> nn.Module:

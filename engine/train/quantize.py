@@ -45,7 +45,7 @@ def quantize(
     except ImportError as error:
         raise PlanError(f"int8 needs the package {error.name}; pip install 'cra-srgan-engine[openvino]'") from error
     load = cast("Any", onnx).load
-    pictures = Pictures(find(data), min_side_px=LOW_PX * scale)
+    pictures = Pictures(find(data))
     levels = scale.bit_length() - 1
     known, held_out = (
         scale_batch(pictures, seed=(0, number), batch=count, low_px=LOW_PX, levels=levels)

@@ -14,6 +14,8 @@ class Recipe:
     model: config.Config | DetectorConfig
     stages: tuple[Stage, ...]
     degradation: str = "clean"
+    continues: bool = False
+    """Whether it is nothing without the weights of another."""
     seed: int = 20
     ema_decay: float = 0.999
     clip_norm: float = 1.0
@@ -61,7 +63,7 @@ def lite_scan() -> Recipe:
         draws=INTACT,
         degraded=True,
     )
-    return Recipe(name="lite_scan", model=config.lite_scan(), stages=(stage,), degradation="scan")
+    return Recipe(name="lite_scan", model=config.lite_scan(), stages=(stage,), degradation="scan", continues=True)
 
 
 def detector() -> Recipe:
@@ -85,7 +87,7 @@ def full() -> Recipe:
 
 def gan() -> Recipe:
     """Adversarial weights beside distortion ones, which `--start-from` gives: the dial mixes the two."""
-    return Recipe(name="gan", model=config.lite(), stages=(_adversarial(),))
+    return Recipe(name="gan", model=config.lite(), stages=(_adversarial(),), continues=True)
 
 
 def realtime() -> Recipe:
@@ -95,30 +97,29 @@ def realtime() -> Recipe:
         replace(enlarging, losses=LossWeights(pixel=0.5, taught=0.5)),
         replace(joint, trains=LOCAL, steps=2000),
     )
-    return Recipe(name="realtime", model=config.realtime(), stages=stages)
+    return Recipe(name="realtime", model=config.realtime(), stages=stages, continues=True)
 
 
 def heritage() -> Recipe:
     """As `gan`, for paintings and prints: texture counts more (report, section 7)."""
     stage = _adversarial()
-    return Recipe(
-        name="heritage", model=config.lite(), stages=(replace(stage, losses=replace(stage.losses, style=0.25)),)
-    )
+    losses = replace(stage.losses, style=0.25)
+    return replace(gan(), name="heritage", stages=(replace(stage, losses=losses),))
 
 
 def medical() -> Recipe:
     """As `gan`, where nothing may be made up: pixels count more, the critic hardly (report, section 7)."""
     stage = _adversarial()
     losses = replace(stage.losses, pixel=5.0, adversarial=0.0002)
-    return Recipe(name="medical", model=config.lite(), stages=(replace(stage, losses=losses),))
+    return replace(gan(), name="medical", stages=(replace(stage, losses=losses),))
 
 
 def report() -> Recipe:
     """The report's own table (section 3.3): 100, 100 and 300 epochs. Needs VGG19 (`--features`)."""
     first, second, third = (
-        LossWeights(pixel=1.0, hole=1.0, perceptual=0.1, style=0.05),
+        LossWeights(pixel=1.0, hole=0.0, perceptual=0.1, style=0.05),
         LossWeights(pixel=1.0, perceptual=0.1, frequency=0.05),
-        LossWeights(pixel=1.0, hole=1.0, perceptual=0.1, style=0.05, edge=0.1, frequency=0.05, adversarial=0.001),
+        LossWeights(pixel=1.0, hole=0.0, perceptual=0.1, style=0.05, edge=0.1, frequency=0.05, adversarial=0.001),
     )
     stages = (
         Stage("inpainting", "inpainting", GLOBAL, 1e-4, DAMAGED, first, epochs=100, window_px=128),
@@ -138,7 +139,7 @@ def _distortion(times: int) -> tuple[Stage, ...]:
             trains=("guide.coarse.",),
             steps=3000 * times,
             learning_rate=1e-3,
-            losses=LossWeights(hole=1.0),
+            losses=LossWeights(pixel=0.0, hole=1.0),
             draws=(
                 Draw(probability=0.40, batch=6, side_px=192, factor=1),
                 Draw(probability=0.40, batch=4, side_px=256, factor=2),
@@ -151,7 +152,7 @@ def _distortion(times: int) -> tuple[Stage, ...]:
             trains=("guide.refine.", "local.head."),  # trained beside it, the coarse network falls silent
             steps=4000 * times,
             learning_rate=4e-4,
-            losses=LossWeights(hole=1.0, edge=0.1),
+            losses=LossWeights(pixel=0.0, hole=1.0, edge=0.1),
             window_px=128,
             draws=DAMAGED,
         ),

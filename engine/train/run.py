@@ -1,7 +1,7 @@
 """A training run in one process: stage after stage, resumable at any moment.
 
-A run is a folder: the states and weights of `engine.train.checkpoints`, `log.jsonl`, `sheets/` of fixed crops, events
-for TensorBoard where it is installed. A file named `stop` in it, SIGTERM or SIGINT end the run after the current step.
+A run is a folder: the states of `engine.train.checkpoints`, `log.jsonl`, `sheets/` of fixed crops, events for
+TensorBoard where it is installed. A file named `stop` in it, SIGTERM or SIGINT end the run after the current step.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,24 +20,26 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from engine.errors import TrainingError
+from engine.geometry import ceil_div
+from engine.memory import available_memory
 from engine.models.card import Card, Value
-from engine.models.checkpoint import load, read_weights, save
+from engine.models.checkpoint import find as find_model
+from engine.models.checkpoint import load, read_card, read_weights, save
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.objects import Place
-from engine.store import write_atomic
-from engine.train.checkpoints import State, load_state, save_state, save_weights
-from engine.train.dataset import Batch, Pictures, batch_of
+from engine.store import storage_errors, write_atomic
+from engine.train.checkpoints import STOP, State, load_state, save_state
+from engine.train.dataset import MOST_DECODED_BYTES, Batch, Pictures, batch_from, batch_of
 from engine.train.discriminator import Vgg19
 from engine.train.overlays import Overlays
 from engine.train.recipes import Recipe
-from engine.train.sources import find
+from engine.train.sources import Encoded, find
 from engine.train.stages import Stage
 from engine.train.step import Logs
-from engine.train.trainer import Trainer, Wrap
+from engine.train.trainer import Trainer, Wrap, averages_of
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,8 @@ class Run:
     folder: Path
     data_licence: str
     """Of the pictures; goes on the card."""
+    licence: str | None = None
+    """Of the weights; that of the pictures where none is given."""
     device: str = "cpu"
     start_from: str | None = None
     """An embedded name or a file, whose weights the first stage starts from."""
@@ -75,23 +80,51 @@ class Run:
     def shortened(self, steps: int) -> "Run":
         """The same in so many steps."""
         stages = self.recipe.stages
-        counts = [stage.num_steps(len(self.pictures(stage))) for stage in stages]
+        counts = [self.num_steps(stage) for stage in stages]
         shares = [max(1, round(steps * count / sum(counts))) for count in counts]
         shorter = tuple(replace(stage, steps=share, epochs=0) for stage, share in zip(stages, shares, strict=True))
         return replace(self, recipe=replace(self.recipe, stages=shorter))
 
-    def pictures(self, stage: Stage) -> Pictures:
-        """Whole compositions and detail for holes, detail alone for super-resolution."""
-        widest_px = max(draw.side_px * max(draw.factor, 1) << draw.levels for draw in stage.draws)
+    def num_steps(self, stage: Stage) -> int:
+        return stage.steps or stage.num_steps(len(self.pictures(stage)))
+
+    def pictures(self, stage: Stage, *, most_bytes: int = MOST_DECODED_BYTES) -> Pictures:
+        """Whole compositions and detail for holes alone, detail wherever it is enlarged."""
         found = find(self.data)
-        photos, scenes, films = (
-            [one for one in found if one.name.startswith(f"{name}/")] for name in ("photos", "scenes", "film_damage")
-        )
+        films = [one for one in found if one.name.startswith("film_damage/")]
+        return Pictures(self._chosen(found, stage), overlays=Overlays(films), most_bytes=most_bytes)
+
+    @staticmethod
+    def _chosen(found: list[Encoded], stage: Stage) -> list[Encoded]:
+        photos, scenes = ([one for one in found if one.name.startswith(f"{name}/")] for name in ("photos", "scenes"))
         if not photos:
-            chosen = [one for one in found if not one.name.startswith("film_damage/")]
-        else:
-            chosen = photos if stage.task == "super-resolution" else photos + scenes
-        return Pictures(chosen, min_side_px=widest_px, overlays=Overlays(films))
+            return [one for one in found if not one.name.startswith("film_damage/")]
+        return photos if any(draw.levels for draw in stage.draws) else photos + scenes
+
+    def check(self, stages: tuple[str, ...] = ()) -> None:
+        """Raises TrainingError or ModelError where the stages (all, if none are named) could not come to their end."""
+        names = [stage.name for stage in self.recipe.stages]
+        unknown = sorted(set(stages) - set(names))
+        if unknown:
+            raise TrainingError(
+                f"stage {unknown[0]!r} is not among the {len(names)} of {self.recipe.name}: {', '.join(names)}"
+            )
+        if self.recipe.continues and self.start_from is None:
+            raise TrainingError(f"{self.recipe.name} goes on from 1 other model, 0 are given; give --start-from")
+        chosen = [stage for stage in self.recipe.stages if not stages or stage.name in stages]
+        for stage in chosen:
+            stage.check(vgg19=self.vgg19 is not None, teacher=self.teacher is not None)
+        if all(newest_state(self, stage).step == 0 for stage in self.recipe.stages):  # or they have been looked at
+            found = find(self.data)
+            sides_px = _short_sides_px(found)
+            for stage in chosen:
+                Pictures(self._chosen(found, stage))
+                most_px = max(sides_px[one.name] for one in self._chosen(found, stage))
+                if most_px < stage.widest_px:
+                    raise TrainingError(
+                        f"stage {stage.name} takes crops of {stage.widest_px} px, the largest of its training pictures "
+                        f"has {most_px} px on its shorter side; give larger ones, or a recipe with smaller crops"
+                    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,31 +136,52 @@ class Part:
     wrap: Wrap | None = None
     told: Callable[[Logs], None] = lambda _: None
     """Hears of every step."""
+    any_of_all: Callable[[bool], bool] = lambda mine: mine
+    """Whether one of the processes says so; all of them ask at the same moment."""
 
 
-def train(
-    run: Run, stages: tuple[str, ...] = (), *, part: Part | None = None, batches: Batches | None = None
-) -> Path | None:
-    """Runs or resumes the stages (or only those named); the last weights, None where it was stopped before any.
+def train(run: Run, stages: tuple[str, ...] = (), *, part: Part | None = None, batches: Batches | None = None) -> None:
+    """Runs or resumes the stages (or only those named).
 
-    `batches`: where they come from, if not from pictures in memory. Raises TrainingError and StorageError.
+    `batches`: where they come from, if not from pictures in memory. Raises TrainingError, ModelError, StorageError.
     """
     part = part or Part()
-    names = [stage.name for stage in run.recipe.stages]
-    unknown = sorted(set(stages) - set(names))
-    if unknown:
+    if run.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError(
-            f"stage {unknown[0]!r} is not among the {len(names)} of {run.recipe.name}: {', '.join(names)}"
+            "1 CUDA device is needed and torch sees 0; install a driver and its torch, or leave out --device"
         )
-    last: Path | None = None
-    with _stop_flag(run.folder / "stop") as stopped:
+    if part.world == 1:
+        run.check(stages)
+    with stop_flag(run.folder) as asked:
+
+        def stopped() -> bool:
+            return part.any_of_all(asked())
+
         for stage in run.recipe.stages:
             if not stages or stage.name in stages:
                 _Stage(run, stage, part, batches).train(stopped)
-                last = run.folder / f"{stage.name}.safetensors"
                 if stopped():
                     break
-    return last
+
+
+def unfinished(run: Run, stages: tuple[str, ...] = ()) -> str | None:
+    """Where the first of the stages (all, if none are named) is that has not come to its end."""
+    for stage in run.recipe.stages:
+        step, last = newest_state(run, stage).step, run.num_steps(stage)
+        if step < last and (not stages or stage.name in stages):
+            return f"{stage.name} is at step {step} of {last}"
+    return None
+
+
+def _short_sides_px(found: list[Encoded]) -> dict[str, int]:
+    """Of each picture. Raises TrainingError where one cannot be decoded."""
+    log.info("looking at %d pictures", len(found))
+    with ThreadPoolExecutor() as pool:  # OpenCV decodes without the interpreter's lock
+        return dict(zip((one.name for one in found), pool.map(_short_side_px, found), strict=True))
+
+
+def _short_side_px(one: Encoded) -> int:
+    return min(one.decode(cv2.IMREAD_UNCHANGED).shape[:2])
 
 
 class _Stage:
@@ -137,14 +191,15 @@ class _Stage:
         self.run, self.stage, self.part = run, stage, part
         self.pictures = run.pictures(stage)
         num_steps = stage.num_steps(len(self.pictures))
-        vgg19 = Vgg19(run.vgg19).to(run.device) if run.vgg19 is not None else None
+        compares = stage.losses.needs_features and stage.features == "vgg19"
+        vgg19 = Vgg19(run.vgg19).to(run.device) if compares and run.vgg19 is not None else None
         self.trainer = Trainer(
             run.recipe,
             stage,
             num_steps,
             device=run.device,
             precision=autocast_precision(run.device),
-            start=_start_weights(run, stage),
+            start=_trained(run, before=stage),
             vgg19=vgg19,
             teacher=_teacher(run.teacher) if stage.losses.taught and run.teacher is not None else None,
             wrap=part.wrap,
@@ -176,6 +231,7 @@ class _Stage:
         before_s = trainer.state.seconds
         if trainer.state.step >= trainer.num_steps or stopped():
             return
+        self._check_memory()
         self.events = _events(self.run.folder) if self.part.rank == 0 else None
         if self.part.rank == 0:
             self._forget()
@@ -197,25 +253,37 @@ class _Stage:
         if self.events is not None:
             self.events.close()
 
+    def _check_memory(self) -> None:
+        """Raises TrainingError where a step would not fit: what one crop holds tells of a batch."""
+        held: dict[int, int] = {}
+        for draw in self.stage.draws:
+            size = ceil_div(draw.batch, self.part.world)
+            one = batch_from(self.pictures, self.stage, draw, seed=(VALIDATION_SEED,), size=1)
+            held[size * self.trainer.held_bytes(one)] = size
+        needed, size = max(held.items())
+        free = available_memory() if self.run.device == "cpu" else torch.cuda.mem_get_info()[0]
+        if free is not None and needed > free:
+            raise TrainingError(
+                f"a step of stage {self.stage.name} on {size} crops holds {needed:,} bytes, {free:,} are free; "
+                "give --recompute or more --workers on other machines, or a recipe with smaller draws"
+            )
+
     def _save(self, *, validate: bool) -> None:
-        """A sheet, the weights, a state; at the beginning and the end of a stage its loss on a fixed set, too.
+        """A sheet and a state; at the beginning and the end of a stage its loss on a fixed set, too.
 
         The state comes last: what it follows is there.
         """
         if self.part.rank != 0:
             return
         trainer, folder = self.trainer, self.run.folder
-        save_weights(folder / f"{self.stage.name}.safetensors", trainer.averages)
         batches = [
             batch_of(self.pictures, self.stage, seed=VALIDATION_SEED, step=number)
             for number in range(VALIDATION_BATCHES if validate else 1)
         ]
         found = [trainer.look(batch) for batch in batches]
-        pairs = [pair for one in found for pair in one.pairs[-1:]]
-        if pairs:
-            path = folder / "sheets" / f"{self.stage.name}-{trainer.state.step:08d}.png"
-            path.parent.mkdir(exist_ok=True)
-            cv2.imwrite(str(path), sheet(pairs[:SHEET_PICTURES]))
+        pairs = [(made[i], wanted[i]) for one in found for made, wanted in one.pairs[-1:] for i in range(len(made))]
+        _, png = cv2.imencode(".png", sheet(pairs[:SHEET_PICTURES]))
+        write_atomic(folder / "sheets" / f"{self.stage.name}-{trainer.state.step:08d}.png", png.tobytes())
         if validate:
             self._write({"validation": float(np.mean([float(one.loss) for one in found]))})
         save_state(folder, self.stage.name, trainer.saved(), of=self.of)
@@ -233,15 +301,16 @@ class _Stage:
         if self.part.rank == 0:
             state = self.trainer.state
             self._write({"rate": self.trainer.rate(), "skipped": state.skipped, **logs})
-            left = self.trainer.num_steps - state.step
-            per_s = state.step / state.seconds if state.seconds else 0.0
-            eta = f", {left / per_s:.0f} s left" if per_s else ""
-            log.info("%s step %d of %d, loss %.4f%s", self.stage.name, state.step, state.step + left, logs["loss"], eta)
+            last = self.trainer.num_steps
+            left_s = (last - state.step) * state.seconds / state.step
+            told = self.stage.name, state.step, last, logs["loss"], left_s
+            log.info("%s step %d of %d, loss %.4f, %.0f s left", *told)
 
     def _write(self, entry: dict[str, float]) -> None:
         state = self.trainer.state
         line = {"stage": self.stage.name, "step": state.step, "seconds": round(state.seconds, 1), **entry}
-        with (self.run.folder / "log.jsonl").open("a") as file:
+        path = self.run.folder / "log.jsonl"
+        with storage_errors(path), path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self.events is not None:
             for name, value in entry.items():
@@ -249,10 +318,10 @@ class _Stage:
 
 
 def sheet(pairs: Iterable[tuple[Tensor, Tensor]]) -> np.ndarray:
-    """(H, W, 3) BGR: pictures that were made, above those that were wanted, side by side."""
+    """(H, W, 3) BGR: pictures (3, h, w) that were made, above those that were wanted, side by side."""
     columns: list[np.ndarray] = []
     for made, wanted in pairs:
-        column = torch.cat([made[0], wanted[0]], 1).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+        column = torch.cat([made, wanted], 1).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
         columns.append(cv2.resize(column, (256, 512), interpolation=cv2.INTER_NEAREST)[..., ::-1])
     return np.concatenate(columns, 1)
 
@@ -267,7 +336,8 @@ def _events(folder: Path) -> Any:  # noqa: ANN401
 
 
 @contextmanager
-def _stop_flag(stop_file: Path) -> Generator[Callable[[], bool]]:
+def stop_flag(folder: Path) -> Generator[Callable[[], bool]]:
+    """Whether a run has been asked to end, by a signal to this process or by its file."""
     signalled: list[int] = []
 
     def on_signal(number: int, _: object) -> None:
@@ -278,7 +348,7 @@ def _stop_flag(stop_file: Path) -> Generator[Callable[[], bool]]:
         for number in (signal.SIGTERM, signal.SIGINT):
             before[number] = signal.signal(number, on_signal)
     try:
-        yield lambda: bool(signalled) or stop_file.exists()
+        yield lambda: bool(signalled) or (folder / STOP).exists()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -292,36 +362,34 @@ def _teacher(model: str) -> CraSrgan:
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def _start_weights(run: Run, stage: Stage) -> dict[str, Tensor]:
-    """What the stages before this one trained, each taken from its own file."""
-    found = {} if run.start_from is None else read_weights(run.start_from)
-    for earlier in run.recipe.stages:
-        if earlier.name == stage.name:
+def _trained(run: Run, *, before: Stage | None = None) -> dict[str, Tensor]:
+    """The averaged weights of the stages so far, or of those before one: what each trained, and the rest as the first
+    of them has it; or else those to start from."""
+    found: dict[str, Tensor] = {}
+    for stage in run.recipe.stages:
+        if before is not None and stage.name == before.name:
             break
-        path = run.folder / f"{earlier.name}.safetensors"
-        if path.exists():
-            found |= {name: value for name, value in load_file(path).items() if name.startswith(earlier.trains)}
+        own = averages_of(newest_state(run, stage))
+        found |= own if not found else {name: value for name, value in own.items() if name.startswith(stage.trains)}
+    if not found and before is not None and run.start_from is not None:
+        found = read_weights(run.start_from)
     return {name: value.float() for name, value in found.items()}
 
 
-def finish(run: Run, *, threads: int, workers: int = 1) -> Card:
+def finish(run: Run, *, threads: int, workers: str = "1") -> Card:
     """Join what the stages have trained so far into one checkpoint, `<recipe>.safetensors`, with its card."""
     recipe = run.recipe
-    weights: dict[str, Tensor] = {}
-    history: dict[str, Value] = {}
-    for stage in recipe.stages:
-        path = run.folder / f"{stage.name}.safetensors"
-        if not path.exists():
-            continue
-        found = load_file(path)
-        weights |= found if not weights else {k: v for k, v in found.items() if k.startswith(stage.trains)}
-        state = newest_state(run, stage)
-        history[stage.name] = {
+    weights = _trained(run)
+    history: dict[str, Value] = {
+        stage.name: {
             "steps": state.step,
             "seconds": round(state.seconds),
             "skipped_steps": state.skipped,
             "pictures": len(run.pictures(stage)),
         }
+        for stage in recipe.stages
+        if (state := newest_state(run, stage)).tensors
+    }
     if not weights:
         raise TrainingError(f"{run.folder}: 0 of {len(recipe.stages)} stages have weights; train one first")
     hardware = f"{platform.machine()} CPU, {threads} thread(s)" if run.device == "cpu" else run.device
@@ -332,7 +400,7 @@ def finish(run: Run, *, threads: int, workers: int = 1) -> Card:
         "recipe": recipe.name,
         "seed": recipe.seed,
         "stages": history,
-        "hardware": hardware if workers == 1 else f"{workers} workers, each {hardware}",
+        "hardware": hardware if workers == "1" else f"{workers} workers, each {hardware}",
         "precision": f"{autocast_precision(run.device)} products, fp32 weights",
         "torch": torch.__version__,
     }
@@ -342,7 +410,7 @@ def finish(run: Run, *, threads: int, workers: int = 1) -> Card:
         config=recipe.model,
         name=recipe.name,
         degradation=recipe.degradation,
-        licence="Apache-2.0",
+        licence=run.licence or run.data_licence,
         training=training,
         numbers={},
         trained_from=run.start_from,
@@ -351,13 +419,13 @@ def finish(run: Run, *, threads: int, workers: int = 1) -> Card:
 
 def newest_state(run: Run, stage: Stage) -> State:
     """Where a stage is; at its beginning where it has no state."""
-    num_steps = stage.num_steps(len(run.pictures(stage)))
-    return load_state(run.folder, stage.name, of=fingerprint(run, stage, num_steps)) or State()
+    return load_state(run.folder, stage.name, of=fingerprint(run, stage, run.num_steps(stage))) or State()
 
 
 def fingerprint(run: Run, stage: Stage, num_steps: int) -> str:
     """Tells runs apart whose states must not be mixed."""
-    return hashlib.sha256(repr((run.recipe, stage.name, num_steps)).encode()).hexdigest()[:16]
+    given = [None if model is None else read_card(find_model(model)).sha256 for model in (run.start_from, run.teacher)]
+    return hashlib.sha256(repr((run.recipe, stage.name, num_steps, given)).encode()).hexdigest()[:16]
 
 
 def autocast_precision(device: str) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.errors import TrainingError
 from engine.geometry import ceil_div
 from engine.train.losses import Adversarial
 
@@ -26,7 +27,7 @@ class LossWeights:
     """Weights of the summed losses; zero leaves one out."""
 
     pixel: float = 1.0
-    """Of the enlarged pictures."""
+    """Of the composite and of what is enlarged from it."""
     hole: float = 1.0
     """Of the fills; an error there of the harmonic fill's size counts 1."""
     edge: float = 0.0
@@ -84,6 +85,27 @@ class Stage:
     """Whether intact pictures are made into bad copies before they are to be enlarged."""
     window_px: int = 96
     """Side of the native window on which the local half is trained (damaged batches)."""
+
+    def check(self, *, vgg19: bool, teacher: bool) -> None:
+        """Raises TrainingError where a loss needs what is not given."""
+        if self.losses.needs_features and self.features == "vgg19" and not vgg19:
+            raise TrainingError(
+                f"stage {self.name} compares features of VGG19, 0 files of its weights are given; "
+                "give --features FILE (torchvision's vgg19)"
+            )
+        if self.losses.needs_features and self.features == "discriminator" and not self.losses.adversarial:
+            raise TrainingError(
+                f"stage {self.name} compares features of a critic, 0 losses train it; weigh an adversarial one"
+            )
+        if self.losses.taught and not teacher:
+            raise TrainingError(
+                f"stage {self.name} learns from a teacher, 0 are given; give --teacher NAME or FILE of a model"
+            )
+
+    @property
+    def widest_px(self) -> int:
+        """The side of its largest crops."""
+        return max(draw.side_px * max(draw.factor, 1) << draw.levels for draw in self.draws)
 
     def num_steps(self, num_pictures: int) -> int:
         """How many steps it has with so many pictures."""

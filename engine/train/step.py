@@ -18,6 +18,7 @@ from engine.models.cra_srgan.handover import RATIO_LIMIT, aggregate, balanced, c
 from engine.models.detector import Detector
 from engine.train import losses
 from engine.train.dataset import Batch, DamagedBatch, OverlaidBatch, ScaleBatch
+from engine.train.discriminator import Discriminator
 from engine.train.stages import LossWeights, Stage
 
 Logs = dict[str, float]
@@ -50,7 +51,7 @@ class Objective(nn.Module):
         network: CraSrgan | Detector,
         stage: Stage,
         *,
-        critic: nn.Module | None = None,
+        critic: Discriminator | None = None,
         features: Features | None = None,
         teacher: CraSrgan | None = None,
     ) -> None:
@@ -72,35 +73,38 @@ class Objective(nn.Module):
         elif stage.task == "coarse":
             found = coarse_loss(network, batch, stage.losses)
         elif stage.task == "inpainting":
-            found = inpainting_loss(network, batch, stage.losses, stage.window_px)
+            found = inpainting_loss(network, batch, stage.losses, stage.window_px, PIXEL[stage.pixel_loss])
         else:
             found = joint_loss(network, batch, stage.losses, stage.window_px, PIXEL[stage.pixel_loss])
         return _judged(found, stage, *self._others)
 
 
-def _judged(found: Found, stage: Stage, critic: nn.Module | None, features: Features | None) -> Found:
+def _judged(found: Found, stage: Stage, critic: Discriminator | None, features: Features | None) -> Found:
     """With the losses on features, and what the critic says of the largest pictures."""
     weights, loss, logs = stage.losses, found.loss, dict(found.logs)
-    if not found.pairs:
-        return found
-    made, wanted = found.pairs[-1]
-    if weights.needs_features:
-        assert features is not None
-        mine = features.features(made)
-        with torch.no_grad():
-            theirs = features.features(wanted)
-        for name, function in (("perceptual", losses.perceptual), ("style", losses.style)):
-            part = function(mine, theirs)
-            loss = loss + getattr(weights, name) * part
-            logs[name] = float(part.detach())
-    if weights.adversarial:
-        assert critic is not None
-        with torch.no_grad():
-            real = critic(wanted)
-        part = losses.deceive(real, critic(made), stage.adversarial)
-        loss = loss + weights.adversarial * part
-        logs["adversarial"] = float(part.detach())
+    parts: list[tuple[str, Tensor]] = []
+    seen: tuple[list[Tensor], list[Tensor]] | None = None
+    if critic is not None:
+        critic.requires_grad_(requires_grad=False)  # it learns nothing from what it says here
+        seen = _seen(critic, found)
+        fake, real = (critic.judged(one) for one in seen)
+        critic.requires_grad_()
+        parts.append(("adversarial", losses.deceive(real, fake, stage.adversarial)))
+    if features is not None:
+        mine, theirs = seen if seen is not None and features is critic else _seen(features, found)
+        parts += [("perceptual", losses.perceptual(mine, theirs)), ("style", losses.style(mine, theirs))]
+    for name, part in parts:
+        loss = loss + getattr(weights, name) * part
+        logs[name] = float(part.detach())
     return replace(found, loss=loss, logs=logs)
+
+
+def _seen(features: Features, found: Found) -> tuple[list[Tensor], list[Tensor]]:
+    """Of the largest pictures: those that were made, those that were wanted."""
+    made, wanted = found.pairs[-1]
+    mine = features.features(made)
+    with torch.no_grad():
+        return mine, features.features(wanted)
 
 
 class Telling(nn.Module):
@@ -143,15 +147,22 @@ def coarse_loss(network: CraSrgan, batch: DamagedBatch, weights: LossWeights) ->
     hole = (batch.share >= 1).float()
     base = harmonic_fill(batch.known_mean, hole)
     coarse = base + hole * network.guide.coarse(base, batch.share)
-    error = losses.hole_error(coarse, F.avg_pool2d(batch.intact, batch.factor), hole, base)
-    return Found(weights.hole * error, {"coarse": float(error.detach())})
+    wanted = F.avg_pool2d(batch.intact, batch.factor)
+    error = losses.hole_error(coarse, wanted, hole, base)
+    return Found(weights.hole * error, {"coarse": float(error.detach())}, [(coarse, wanted)])
 
 
-def inpainting_loss(network: CraSrgan, batch: DamagedBatch, weights: LossWeights, window_px: int) -> Found:
+def inpainting_loss(
+    network: CraSrgan,
+    batch: DamagedBatch,
+    weights: LossWeights,
+    window_px: int,
+    pixel: Pixel = losses.charbonnier,
+) -> Found:
     """Loss on the coarse fill, the refined fill and the composite (stage 1)."""
     found = network.guide(batch.known_mean, batch.share)
     window = composite_window(network, batch, found, window_px)
-    return _inpainting_loss(batch, found, window, weights)
+    return _inpainting_loss(batch, found, window, weights, pixel)
 
 
 def joint_loss(
@@ -164,7 +175,7 @@ def joint_loss(
     """The inpainting loss, and that of every level grown from the composite (stage 3)."""
     found = network.guide(batch.known_mean, batch.share)
     window = composite_window(network, batch, found, window_px)
-    filled = _inpainting_loss(batch, found, window, weights)
+    filled = _inpainting_loss(batch, found, window, weights, pixel)
     y, x = batch.window_px
     above = [
         target[..., y << level : (y + window_px) << level, x << level : (x + window_px) << level]
@@ -255,16 +266,24 @@ def _borrowed_detail(batch: DamagedBatch, found: GlobalPass) -> Tensor:
     return detail_gain(batch.factor) * aggregate(residual, rows, batch.factor) * batch.missing
 
 
-def _inpainting_loss(batch: DamagedBatch, found: GlobalPass, window: Window, weights: LossWeights) -> Found:
+def _inpainting_loss(
+    batch: DamagedBatch, found: GlobalPass, window: Window, weights: LossWeights, pixel: Pixel
+) -> Found:
     hole = (batch.share >= 1).float()
     target = F.avg_pool2d(batch.intact, batch.factor)
     coarse = losses.hole_error(found.coarse, target, hole, found.base)
     fill = losses.hole_error(found.fill, target, hole, found.base)
     composite = _composite_error(window, batch.factor)
     loss = weights.hole * (0.5 * coarse + fill + composite)
+    if weights.pixel:
+        loss = loss + weights.pixel * pixel(window.composite, window.wanted)
     if weights.edge and batch.factor < RATIO_LIMIT - 1:
         loss = loss + weights.edge * losses.edge(window.composite, window.wanted)
-    logs = {"coarse": float(coarse.detach()), "fill": float(fill.detach()), "composite": float(composite.detach())}
+    logs: Logs = {
+        "coarse": float(coarse.detach()),
+        "fill": float(fill.detach()),
+        "composite": float(composite.detach()),
+    }
     return Found(loss, logs, [(window.composite, window.wanted)])
 
 

@@ -16,7 +16,7 @@ from engine.errors import TrainingError
 from engine.memory import keep_freed_memory
 from engine.models.checkpoint import build
 from engine.models.cra_srgan.generator import CraSrgan
-from engine.models.cra_srgan.layers import ResidualGroup
+from engine.models.cra_srgan.layers import Recomputing
 from engine.train.checkpoints import State
 from engine.train.dataset import Batch
 from engine.train.discriminator import Discriminator
@@ -64,15 +64,20 @@ class Trainer:
         if start is not None:
             own = self.network.state_dict()
             fit = {name: value for name, value in start.items() if name in own and own[name].shape == value.shape}
+            if start and not fit:
+                raise TrainingError(
+                    f"0 of the {len(start)} tensors to start from are of the network of {recipe.name}, which has "
+                    f"{len(own)}; give --start-from a model of its kind"
+                )
             self.network.load_state_dict(fit, strict=False)
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name.startswith(stage.trains))
         for module in self.network.modules():
-            if isinstance(module, ResidualGroup):
+            if isinstance(module, Recomputing):
                 module.recompute = recompute
         self.critic = Discriminator().to(self.device) if stage.losses.adversarial else None
         self._compared = self._features(vgg19)
-        self._teacher = self._taught_by(teacher)
+        self._teacher = None if teacher is None else teacher.on(self.device)
         objective = self._alone()
         self._objective = objective if wrap is None else wrap(objective)
         if compiled:
@@ -83,9 +88,8 @@ class Trainer:
         if self.critic is not None:
             telling = Telling(self.critic, stage)
             self._telling = telling if wrap is None else wrap(telling)
-            self._critic_optimiser = torch.optim.AdamW(
-                self.critic.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
-            )
+            group = {"params": list(self.critic.parameters()), "factor": 1.0, "lr": stage.learning_rate}
+            self._critic_optimiser = torch.optim.AdamW([group], betas=(0.9, 0.99), weight_decay=0.0)
         self.state = State()
         self.averages = {name: p.detach().clone() for name, p in self.network.named_parameters()}
 
@@ -93,27 +97,9 @@ class Trainer:
         """Never those of a random network: the critic learns beside."""
         if not self.stage.losses.needs_features:
             return None
-        if self.stage.features == "vgg19":
-            if vgg19 is None:
-                raise TrainingError(
-                    f"stage {self.stage.name} compares features of VGG19, 0 files of its weights are given; "
-                    "give --features FILE (torchvision's vgg19)"
-                )
-            return vgg19
-        if self.critic is None:
-            raise TrainingError(
-                f"stage {self.stage.name} compares features of a critic, 0 losses train it; weigh an adversarial one"
-            )
-        return self.critic
-
-    def _taught_by(self, teacher: CraSrgan | None) -> CraSrgan | None:
-        if not self.stage.losses.taught:
-            return None
-        if teacher is None:
-            raise TrainingError(
-                f"stage {self.stage.name} learns from a teacher, 0 are given; give --teacher NAME or FILE of a model"
-            )
-        return teacher.on(self.device)
+        found = vgg19 if self.stage.features == "vgg19" else self.critic
+        assert found is not None, "check the stage first"
+        return found
 
     def _alone(self) -> Objective:
         """The objective as it is without other processes."""
@@ -135,25 +121,25 @@ class Trainer:
         return self.stage.learning_rate * warm * (LEAST_RATE + (1 - LEAST_RATE) * fallen)
 
     def advance(self, batch: Batch) -> Logs:
-        """One step; skipped where its gradients are not finite. Raises TrainingError after three of these in a row."""
+        """One step; skipped where it is not finite. Raises TrainingError after three of these in a row."""
         found = self._found(batch.to(self.device))
-        for group in self._optimiser.param_groups:
-            group["lr"] = self.rate() * cast("float", group["factor"])
-        self._optimiser.zero_grad(set_to_none=True)
-        found.loss.backward()  # pyright: ignore[reportUnknownMemberType]
-        if self._is_finite(self.network):
-            self._optimiser.step()  # pyright: ignore[reportUnknownMemberType]
+        good = self._step(found.loss, self.network, self._optimiser)
+        if good:
             self._average()
-            self.state.bad = 0
-        else:
-            self.state.skipped += 1
-            self.state.bad += 1
-        logs = {"loss": float(found.loss.detach()), **found.logs, **self._tell(found)}
+        told = self._tell(found)
+        logs = {"loss": float(found.loss.detach()), **found.logs}
+        if told is not None:
+            assert self.critic is not None
+            assert self._critic_optimiser is not None
+            good &= self._step(told, self.critic, self._critic_optimiser)
+            logs["critic"] = float(told.detach())
+        self.state.skipped += not good
+        self.state.bad = 0 if good else self.state.bad + 1
         self.state.step += 1
         if self.state.bad >= MAX_BAD_STEPS:
             raise TrainingError(
                 f"{self.stage.name}: {self.state.bad} steps in a row were not finite (limit {MAX_BAD_STEPS}) at step "
-                f"{self.state.step}; lower the learning rate and go on from the last state"
+                f"{self.state.step}; look at the pictures, or train in another folder with a lower learning rate"
             )
         return logs
 
@@ -162,37 +148,56 @@ class Trainer:
         """What the averaged weights make of a batch; nothing changes."""
         now = {name: p.detach().clone() for name, p in self.network.named_parameters()}
         self.network.load_state_dict(self.averages, strict=False)
+        found = self._looked_at(batch)
+        self.network.load_state_dict(now, strict=False)
+        return found
+
+    def _looked_at(self, batch: Batch) -> Found:
         if self.critic is not None:
             self.critic.eval()  # or its spectral norms would go on
         found = self._alone()(batch.to(self.device))
         if self.critic is not None:
             self.critic.train()
-        self.network.load_state_dict(now, strict=False)
         return found
 
     def _found(self, batch: Batch) -> Found:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self._objective(batch)
 
-    def _is_finite(self, module: nn.Module) -> bool:
-        parameters = [p for p in module.parameters() if p.grad is not None]
-        return bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)))
+    def held_bytes(self, batch: Batch) -> int:
+        """What a step on a batch keeps for its way back, once each storage."""
+        held: dict[int, Tensor] = {}
 
-    def _tell(self, found: Found) -> Logs:
-        """The critic's own step."""
-        if self._telling is None or self._critic_optimiser is None or self.critic is None or not found.pairs:
-            return {}
+        def hold(tensor: Tensor) -> Tensor:
+            held[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            found = self._looked_at(batch)
+        del found
+        return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+
+    def _step(self, loss: Tensor, module: nn.Module, optimiser: torch.optim.Optimizer) -> bool:
+        """Whether a module was changed: not where the loss or its slope is not finite, in any of the processes."""
+        for group in optimiser.param_groups:
+            group["lr"] = self.rate() * cast("float", group["factor"])
+        optimiser.zero_grad(set_to_none=True)
+        (loss * (1 + 0 * loss.detach())).backward()  # pyright: ignore[reportUnknownMemberType]  # the slope of |nan| is 0
+        parameters = [p for p in module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
+        if not bool(torch.isfinite(norm)):
+            return False
+        optimiser.step()  # pyright: ignore[reportUnknownMemberType]
+        return True
+
+    def _tell(self, found: Found) -> Tensor | None:
+        """What the critic has to pay for the pictures of this step."""
+        if self._telling is None or not found.pairs:
+            return None
         made, wanted = found.pairs[-1]
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.state.step)
         share = torch.rand(len(made), 1, 1, 1, generator=generator).to(self.device)
-        for group in self._critic_optimiser.param_groups:
-            group["lr"] = self.rate()
-        self._critic_optimiser.zero_grad(set_to_none=True)
-        loss = self._telling(wanted, made.detach(), share)
-        loss.backward()
-        if self._is_finite(self.critic):
-            self._critic_optimiser.step()  # pyright: ignore[reportUnknownMemberType]
-        return {"critic": float(loss.detach())}
+        return self._telling(wanted, made.detach(), share)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -228,6 +233,11 @@ class Trainer:
         except RuntimeError as error:
             raise TrainingError(f"the state of stage {self.stage.name} is of another network: {error}") from error
         self.state = State(state.step, state.skipped, state.bad, state.seconds)
+
+
+def averages_of(state: State) -> dict[str, Tensor]:
+    """The averaged weights that a state holds."""
+    return _below("average", state.tensors)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from engine import detection
 from engine.detection import DamageDetector
 from engine.errors import ModelError
 from engine.image import ArrayPicture
 from engine.models.checkpoint import load, load_detector, read_card
+from engine.models.cra_srgan.layers import crop
 from engine.models.detector import Detector
+from engine.models.detector_config import DetectorConfig
 from tests.networks import TINY, random_checkpoint, random_detector
 from tests.train.conftest import soft_noise
 
@@ -65,3 +68,22 @@ def load_path(model: str):
     from pathlib import Path
 
     return Path(model)
+
+
+@torch.no_grad()
+def test_convolutions_begin_as_loud_as_relu_needs_and_branches_quiet():
+    """Noise of variance 1 leaves with 2, which a ReLU halves again; branches and the last layer leave 0.04 of it."""
+    network = Detector(DetectorConfig())
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            found = crop(layer(torch.randn(1, layer.in_channels, 34, 34)), 2)
+            wanted = 0.08 if name == "leave" or name.endswith(".second") else 2
+            assert float(found.var()) == pytest.approx(wanted, rel=0.25), name
+            assert float(found.mean()) == pytest.approx(-3 if name == "leave" else 0, abs=0.1), name
+
+
+@torch.no_grad()
+def test_an_untrained_detector_expects_little_damage_anywhere():
+    probability = Detector(DetectorConfig()).probability(torch.rand(2, 3, 64, 64))
+    assert 0.03 < float(probability.mean()) < 0.1
+    assert (probability > 0.5).float().mean() < 0.01

@@ -66,6 +66,11 @@ def test_equal_work_is_one_picture_until_its_last_job_goes(tmp_path):
     archive.close()
 
 
+def test_a_reduction_counts_as_much_as_is_read_for_it():
+    assert replace(picture(), size=Size(4000, 2000)).megapixels == 8.0
+    assert replace(picture(), output=Size(4000, 2000)).megapixels == 8.0
+
+
 def test_what_is_equal():
     same = work_of("a", "1" * 64, None, Options(scale=4))
     assert same == work_of("a", "1" * 64, None, Options(scale=4))
@@ -154,6 +159,7 @@ def test_sent_again_a_picture_is_done_again_unless_it_failed_for_what_it_is(tmp_
     archive = Archive.open(tmp_path)
     archive.accept(upload(archive), picture(), job("one"))
     archive.end("p", End(1.0, Failure(code, "why")))
+    assert archive.needs_work(picture().work) is again
     archive.accept(upload(archive), picture(), job("two"))
     assert [each.id for each in archive.unfinished()] == ["p"] * again
     archive.close()

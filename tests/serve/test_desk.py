@@ -3,20 +3,24 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 
+import cv2
+import numpy as np
 import pytest
 
-from engine.errors import BadRequest, QueueFull, StoreFull, TooManyRequests
-from engine.serve.archive import Archive, Options
+from engine.errors import BadRequest, OutputTooLarge, QueueFull, StoreFull, TooManyPixels, TooManyRequests
+from engine.geometry import Size
+from engine.serve.archive import Archive, Job, Options
 from engine.serve.cluster import Snapshot
-from engine.serve.desk import Desk, Limits
+from engine.serve.desk import MOST_STREAMS, Desk, Limits
 from engine.serve.keys import ANYBODY, Owner
 
 ONE, TWO = Owner("one", 10_000), Owner("two", 10_000)
 
 
 def told(of: dict[str, float], *, rate: float | None = 2.0, workers: int = 1) -> Snapshot:
-    return Snapshot("g", {}, 0, (), sum(of.values()), of, rate, workers, 0.0, 0, 0)
+    return Snapshot("g", {}, 0, (), sum(of.values()), of, rate, workers, 0.0, 0, 0, 0.0)
 
 
 @pytest.fixture
@@ -63,10 +67,50 @@ def test_what_was_just_accepted_counts_before_the_scheduler_tells_of_it(desk):
 
 def test_bytes_of_a_key_and_of_the_disk(desk, monkeypatch):
     with pytest.raises(StoreFull, match="10,001 bytes are needed for this key's pictures, it may have 10,000"):
-        desk.check_room(ONE, num_bytes=10_001)
+        desk.check_room(ONE, num_bytes=10_001, megapixels=1)
     monkeypatch.setattr("engine.serve.desk.free_bytes", lambda path: 500)
     with pytest.raises(StoreFull, match="600 bytes are needed, 500 are free"):
-        desk.check_room(ONE, num_bytes=600)
+        desk.check_room(ONE, num_bytes=600, megapixels=1)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "error", "message"),
+    [
+        (Size(4000, 4000), Options(long_side_px=1000), None, ""),
+        (Size(16000, 16000), Options(long_side_px=8000), None, ""),
+        (Size(16000, 16000), Options(long_side_px=64), TooManyPixels, "256,000,000 are drawn at once, 33,554,432 are"),
+        (Size(9000, 9000), Options(scale=16), OutputTooLarge, "20,736,000,000 pixels, 17,179,869,184 are the most"),
+    ],
+)
+def test_what_would_take_too_long_or_too_much_is_refused_by_its_size(desk, size, options, error, message):
+    if error is None:
+        assert desk._output(size, options).long_side == options.long_side_px
+    else:
+        with pytest.raises(error, match=message):
+            desk._output(size, options)
+
+
+def test_options_that_came_first_are_looked_at_with_the_beginning(desk, tmp_path):
+    picture = tmp_path / "image"
+    picture.write_bytes(cv2.imencode(".png", np.zeros((3000, 3000), np.uint8))[1].tobytes())
+    desk.limits = Limits(max_output_pixels=10**8)
+    desk._check_beginning(picture, None)
+    desk._check_beginning(picture, Options(scale=2))
+    with pytest.raises(OutputTooLarge, match="144,000,000 pixels, 100,000,000 are the most"):
+        desk._check_beginning(picture, Options(scale=4))
+
+
+def test_streams_of_events_are_counted_for_each_key(desk):
+    mine, others = (Job(str(n), owner.name, "p", "a.png", 1.0) for n, owner in enumerate((ONE, TWO)))
+    with ExitStack() as streams:
+        for _ in range(MOST_STREAMS):
+            streams.enter_context(desk.watching(mine))
+        with pytest.raises(TooManyRequests, match=f"{MOST_STREAMS} streams"), desk.watching(mine):
+            pass
+        with desk.watching(others):
+            pass
+    with desk.watching(mine):
+        pass
 
 
 def test_ready_means_that_work_would_be_done(desk, monkeypatch):

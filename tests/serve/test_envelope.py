@@ -5,15 +5,22 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
+from engine.errors import BadRequest, StoreFull, TooManyRequests
 from engine.serve import server
 from engine.serve.envelope import Envelope
 from engine.serve.metrics import Metrics
+from engine.serve.pictures import DRAWN_AT_ONCE, Drawing
+from engine.serve.problems import on_error
 
 
 class Counted(Metrics):
@@ -75,6 +82,20 @@ def test_viewers_elsewhere_may_read_what_is_wrong_with_a_picture(path, allowed):
     assert ((b"access-control-allow-origin", b"*") in start["headers"]) == allowed
 
 
+@contextmanager
+def serving(app: Any) -> Generator[int]:
+    """The port of a server."""
+    config = uvicorn.Config(app, port=0, http=server.PatientProtocol, lifespan="off", log_level="critical")
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    while not running.started:
+        time.sleep(0.01)
+    yield running.servers[0].sockets[0].getsockname()[1]
+    running.should_exit = True
+    thread.join()
+
+
 @pytest.fixture
 def refusing(monkeypatch):
     """A server that answers before it has read a body."""
@@ -84,15 +105,89 @@ def refusing(monkeypatch):
         await send({"type": "http.response.body", "body": b""})
 
     monkeypatch.setattr(server, "LINGERING_S", 1.0)
-    config = uvicorn.Config(refuses, port=0, http=server.PatientProtocol, lifespan="off", log_level="critical")
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    while not running.started:
-        time.sleep(0.01)
-    yield running.servers[0].sockets[0].getsockname()[1]
-    running.should_exit = True
-    thread.join()
+    with serving(refuses) as port:
+        yield port
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_an_answer_that_nobody_reads_is_cut(monkeypatch, reads):
+    sent: list[int] = []
+
+    async def much(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(40):
+            await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+            sent.append(number)
+        await send({"type": "http.response.body", "body": b""})
+
+    monkeypatch.setattr(server, "STALLED_S", 0.5)
+    with serving(much) as port, socket.create_connection(("127.0.0.1", port)) as client:
+        client.settimeout(5)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        if not reads:
+            time.sleep(1.5)
+        received = 0
+        try:
+            while len(data := client.recv(1 << 20)):
+                received += len(data)
+                if received > 40 << 20:
+                    break
+        except ConnectionError:
+            pass
+    assert (received > 40 << 20) is reads
+    assert bool(sent) is True
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [(TooManyRequests("wait", retry_after_s=3.2), "4"), (StoreFull("no room"), "60"), (BadRequest("no"), None)],
+)
+def test_what_will_pass_says_when_to_come_again(error, seconds):
+    state = SimpleNamespace(desk=SimpleNamespace(archive=SimpleNamespace(root=Path("/store"))))
+    request: Any = SimpleNamespace(app=SimpleNamespace(state=state))
+    assert asyncio.run(on_error(request, error)).headers.get("Retry-After") == seconds
+
+
+class Client:
+    """A request whose client may leave."""
+
+    def __init__(self, *, left: bool = False) -> None:
+        self.left = left
+
+    async def is_disconnected(self) -> bool:
+        return self.left
+
+
+def test_answers_are_drawn_for_who_still_waits_and_for_each_key_so_many(monkeypatch):
+    monkeypatch.setattr("engine.serve.pictures.MOST_ASKED", DRAWN_AT_ONCE + 1)
+    drawn: list[str] = []
+    go_on = threading.Event()
+
+    def draw(name: str) -> Callable[[], None]:
+        return lambda: (go_on.wait(5), drawn.append(name))[1]
+
+    async def run() -> None:
+        drawing = Drawing()
+
+        def asked(name: str, owner: str = "a", client: Any = None) -> Awaitable[None]:
+            return asyncio.ensure_future(drawing.run(client or Client(), owner, draw(name)))
+
+        first = [asked(str(number)) for number in range(DRAWN_AT_ONCE)]
+        leaving = Client()
+        left = asked("left", client=leaving)
+        await asyncio.sleep(0.05)
+        with pytest.raises(TooManyRequests, match=f"{DRAWN_AT_ONCE + 1} answers"):
+            await drawing.run(Client(), "a", draw("too many"))  # type: ignore[arg-type]
+        other = asked("of another key", owner="b")
+        leaving.left = True
+        go_on.set()
+        await asyncio.gather(*first, other)
+        with pytest.raises(BadRequest, match="has left"):
+            await left
+        await asked("again")
+
+    asyncio.run(run())
+    assert sorted(drawn) == [*map(str, range(DRAWN_AT_ONCE)), "again", "of another key"]
 
 
 def test_a_refused_client_that_goes_on_to_send_is_hung_up_on(refusing):

@@ -1,6 +1,7 @@
 """The desk and the scheduler, without Ray: what one tells the other arrives, whatever fails between."""
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine.errors import BodyTooLarge, NotFound, StoreFull
+from engine.errors import BodyTooLarge, NotFound, NotReady, StorageError, StoreFull
 from engine.geometry import Size
 from engine.serve.app import result
-from engine.serve.archive import Archive, End, Job, Options, new_id
+from engine.serve.archive import Archive, End, Job, Options, Picture, new_id
 from engine.serve.cluster import Report, Scheduler
 from engine.serve.desk import Desk, Limits, _Upload
 from engine.serve.gallery import exported
@@ -261,6 +262,72 @@ def test_the_end_of_a_deleted_picture_is_not_that_of_the_same_one_sent_again(des
     assert desk.archive.ends.keys() == {"q"}
 
 
+def test_a_job_that_was_told_as_accepted_is_not_cancelled_by_who_has_left_before(desk, monkeypatch):
+    """The request is sent again while its job is on its way out: the answer is that job, kept, or another one."""
+    keyed = replace(job("one"), idempotency_key="k")
+    remove = Archive.drop
+
+    def slow(archive: Archive, name: str) -> str | None:
+        time.sleep(0.05)
+        return remove(archive, name)
+
+    async def submitted() -> Job:
+        owner, sent = Owner("a"), _Upload("a", 0.5)
+        desk._uploads.add(sent)
+        made = replace(picture(new_id()), work="the same")
+        found, _ = await desk._accept(owner, sent, upload(desk.archive), made, replace(keyed, id=new_id()))
+        return found
+
+    async def run() -> Job:
+        first = await submitted()
+        monkeypatch.setattr(Archive, "drop", slow)
+        leaving = asyncio.create_task(desk.leave(first))
+        await asyncio.sleep(0.01)
+        again = await submitted()
+        await leaving
+        return again
+
+    again = asyncio.run(run())
+    assert again.id in desk.archive.jobs
+    assert again.picture in desk.archive.pictures
+
+
+def test_what_is_accepted_while_the_scheduler_dies_is_accepted_and_done(desk):
+    async def dead(_: object) -> None:
+        raise RuntimeError("the actor has died")
+
+    async def run() -> None:
+        await desk._follow_once()
+        desk.scheduler.scheduler.add, add = dead, desk.scheduler.scheduler.add
+        sent = _Upload("a", 0.5)
+        found, is_new = await desk._accept(Owner("a"), sent, upload(desk.archive), picture("p"), job("one"))
+        assert is_new
+        assert found.id in desk.archive.jobs
+        with pytest.raises(RuntimeError):
+            await desk._follow_once()
+        desk.scheduler.scheduler.add = add
+        await desk._follow_once()
+        await desk.scheduler.work_off()
+        await desk._follow_once()
+
+    asyncio.run(run())
+    assert desk.archive.ends.keys() == {"p"}
+
+
+def test_a_picture_that_is_there_already_needs_no_room(desk):
+    accept(desk, "p")
+    desk.archive.end("p", End(1.0))
+    desk.limits = replace(desk.limits, keep_free_bytes=1 << 60)
+
+    async def sent(picture: Picture) -> Job:
+        found, _ = await desk._accept(Owner("a"), _Upload("a", 0.5), upload(desk.archive), picture, job(new_id()))
+        return found
+
+    assert asyncio.run(sent(EQUAL)).picture == "p"
+    with pytest.raises(StoreFull):
+        asyncio.run(sent(picture("another")))
+
+
 @pytest.mark.parametrize("repeated", [False, True])
 def test_who_leaves_cancels_only_what_nobody_has_sent_again(desk, repeated):
     async def run() -> None:
@@ -310,3 +377,45 @@ def test_a_file_that_is_there_is_sent_whatever_is_being_made(desk):
 
     asyncio.run(run())
     assert made == ["png"]
+
+
+def test_a_file_can_be_made_however_much_waits(desk):
+    accept(desk, "p")
+    desk._fresh["another"] = "a", 2 * desk.limits.max_queue_megapixels
+
+    async def run() -> None:
+        async with desk.exporting(desk.job("job of p", None), Owner("a")):
+            pass
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("when", ["before", "while", "after"])
+def test_of_a_picture_that_is_deleted_there_is_no_file(desk, when):
+    accept(desk, "p")
+    desk.archive.end("p", End(1.0))
+    (desk.archive.folder("p") / "out").mkdir()
+    found = desk.job("job of p", None)
+
+    async def export(folder: Path, _: str, fmt: str) -> Path:
+        if when == "while":
+            await desk.delete(found)
+            raise StorageError("shards are missing")
+        path = exported(folder, fmt)
+        path.write_bytes(b"file")
+        return path
+
+    def measure(_: str) -> None:
+        desk.archive.drop(found.id)
+
+    async def run() -> None:
+        if when == "before":
+            await desk.delete(found)
+        if when == "after":
+            desk.archive.measure = measure
+        with pytest.raises((NotFound, NotReady)):
+            await result(request, desk, found, "png")
+
+    state = SimpleNamespace(export=export, keys=Keys())
+    request: Any = SimpleNamespace(app=SimpleNamespace(state=state))
+    asyncio.run(run())

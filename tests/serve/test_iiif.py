@@ -177,6 +177,7 @@ def test_anything_is_answered_or_refused(h, w, path):
     [
         ("0,0,1001,613/1001,/0/default.jpg", "full/max/0/default.jpg"),
         ("pct:0,0,50,50/max/360/gray.png", "0,0,500,306/max/0/gray.png"),
+        ("full/max/0/color.png", "full/max/0/default.png"),
         ("square/,100/!90.0/default.jpg", "194,0,613,613/100,100/!90/default.jpg"),
     ],
 )

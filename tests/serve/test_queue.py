@@ -97,6 +97,16 @@ def test_keys_share_by_megapixels_not_by_pictures():
     assert finished.index("normal") <= 1
 
 
+def test_a_reduction_costs_what_is_read_for_it():
+    queue = Queue()
+    for n in range(3):
+        queue.add(f"large {n}", owner="abuser", megapixels=240)
+    queue.add("normal", owner="normal", megapixels=12)
+    given = work_off(queue, ["w"])
+    finished = [task.picture for task in given if task.kind is Kind.FINISH]
+    assert finished[0] == "normal"
+
+
 def test_an_owner_who_was_idle_has_saved_nothing_up():
     queue = Queue()
     queue.add("first", owner="busy", megapixels=12)

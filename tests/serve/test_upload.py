@@ -39,7 +39,7 @@ def taken(data: bytes, folder, *, size: int = 1000, kind: str | None = KIND, max
             folder,
             max_bytes=max_bytes,
             keep_free_bytes=1000,
-            early=early or (lambda path: None),
+            early=early or (lambda path, options: None),
         )
     )
 
@@ -116,14 +116,18 @@ def test_the_disk_is_never_filled(tmp_path, monkeypatch):
 def test_the_header_is_looked_at_while_the_rest_is_on_its_way(tmp_path):
     seen: list[int] = []
 
-    def early(path) -> None:
+    def early(path, options) -> None:
         seen.append(path.stat().st_size)
+        told.append(options)
         raise TooManyPixels("image: too many")
 
-    data = body(part("image", b"x" * (4 << 20), filename="a.png"))
-    with pytest.raises(TooManyPixels):
-        taken(data, tmp_path, size=16 << 10, early=early)
-    assert EARLY_BYTES <= seen[0] < EARLY_BYTES + (32 << 10)
+    told: list[bytes | None] = []
+    image, options = part("image", b"x" * (4 << 20), filename="a.png"), part("options", b'{"scale": 2}')
+    for data in (body(image, options), body(options, image)):
+        with pytest.raises(TooManyPixels):
+            taken(data, tmp_path, size=16 << 10, early=early)
+        assert EARLY_BYTES <= seen[-1] < EARLY_BYTES + (32 << 10)
+    assert told == [None, b'{"scale": 2}']
 
 
 def test_who_sends_nothing_or_next_to_nothing_is_not_waited_for(tmp_path, monkeypatch):
@@ -141,7 +145,9 @@ def test_who_sends_nothing_or_next_to_nothing_is_not_waited_for(tmp_path, monkey
     for client in (silent, dripping):
         with pytest.raises(SlowClient):
             asyncio.run(
-                receive(client(), KIND, tmp_path, max_bytes=1 << 20, keep_free_bytes=0, early=lambda path: None)
+                receive(
+                    client(), KIND, tmp_path, max_bytes=1 << 20, keep_free_bytes=0, early=lambda path, options: None
+                )
             )
 
 

@@ -155,6 +155,21 @@ def test_a_growing_picture_shows_overview_then_what_is_stored(canvas):
         assert np.array_equal(found.pixels, canvas.read(Box.of(size), level=level))
 
 
+def test_what_stands_in_for_a_large_part_is_read_only_as_fine_as_it_may_be(canvas, monkeypatch):
+    draw(canvas, picture(), canvas.grid.keys(0))
+    whole = Box.of(canvas.grid.level_size(2))
+    read: list[int] = []
+    stored = canvas.read
+    monkeypatch.setattr(canvas, "read", lambda box, *, level: (read.append(level), stored(box, level=level))[1])
+    view = Growing(canvas, np.full((20, 31, 3), 77, np.uint8))
+    assert (view.read(whole, level=2).pixels != 77).mean() > 0.9
+    assert set(read) == {0}
+    read.clear()
+    monkeypatch.setattr("engine.serve.view.MOST_READ_PX", 15 * whole.size.num_pixels)
+    assert (view.read(whole, level=2).pixels == 77).all()
+    assert not read
+
+
 @pytest.mark.parametrize("box", [Box(0, 0, 128, 128), Box(100, 100, 270, 270)], ids=["a shard", "parts of four"])
 def test_what_is_published_while_it_is_read_is_not_final(tmp_path, canvas, monkeypatch, box):
     """Zarr reads what is gone as zeros; a browser would keep them for a year."""

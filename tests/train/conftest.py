@@ -28,4 +28,4 @@ def pictures(tmp_path_factory) -> Pictures:
     folder = tmp_path_factory.mktemp("pictures")
     for seed in range(2):
         cv2.imwrite(str(folder / f"{seed}.png"), soft_noise(192, 192, seed=seed))
-    return Pictures(find(folder), min_side_px=64)
+    return Pictures(find(folder))

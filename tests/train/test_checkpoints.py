@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.errors import OutputBusy, StorageFull, TrainingError
-from engine.train.checkpoints import KEPT, State, load_state, owned, save_state
+from engine.train.checkpoints import STOP, State, load_state, owned, save_state
 
 
 def state(step: int) -> State:
@@ -24,7 +24,7 @@ def test_the_newest_is_loaded_and_older_ones_are_removed(tmp_path):
     assert (found.step, found.skipped, found.bad, found.seconds) == (40, 1, 2, 3.5)
     assert torch.equal(found.tensors["network.a"], torch.full((3,), 40.0))
     assert found.tensors["average.a"].dtype == torch.int64
-    assert len(list(tmp_path.glob("joint-*.state"))) == KEPT
+    assert len(list(tmp_path.glob("joint-*.state"))) == 2
     assert load_state(tmp_path, "inpainting", of="x") is None
 
 
@@ -37,6 +37,23 @@ def test_a_damaged_state_is_never_chosen(tmp_path, harm):
     found = load_state(tmp_path, "joint", of="x")
     assert found is not None
     assert found.step == 1
+
+
+def test_damaged_states_drive_out_no_good_ones(tmp_path):
+    save_state(tmp_path, "joint", state(10), of="x")
+    damaged = save_state(tmp_path, "joint", state(20), of="x")
+    damaged.write_bytes(b"cut off")
+    for step in (15, 18):  # the run goes on from 10
+        save_state(tmp_path, "joint", state(step), of="x")
+        assert load_state(tmp_path, "joint", of="x").step == step  # type: ignore[union-attr]
+    assert sorted(path.name.split("-")[1] for path in tmp_path.glob("*.state")) == ["00000015", "00000018"]
+
+
+def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
+    for step in (1, 2):
+        save_state(tmp_path, "joint", state(step), of="x").write_bytes(b"")
+    with pytest.raises(TrainingError, match="0 of 2 states"):
+        load_state(tmp_path, "joint", of="x")
 
 
 def test_a_state_of_another_run_is_refused(tmp_path):
@@ -67,8 +84,10 @@ def test_interrupted_anywhere_an_older_one_is_there(tmp_path, name, action):
 
 def test_a_folder_is_for_one_run_at_a_time_and_loses_what_was_begun(tmp_path):
     (tmp_path / "joint.safetensors.1234.partial").write_bytes(b"half")
+    (tmp_path / STOP).touch()
     with owned(tmp_path):
         assert not list(tmp_path.glob("*.partial"))
+        assert not (tmp_path / STOP).exists()
         with pytest.raises(OutputBusy, match="1 run is at work"), owned(tmp_path):
             pass
     with owned(tmp_path):

@@ -43,6 +43,24 @@ def test_jitter_keeps_grey_almost_grey_and_the_order_of_lights():
         assert np.ptp(found, axis=2).max() < 0.3
 
 
+def test_jitter_scales_how_far_colours_are_from_their_grey():
+    """Two greys tell gamma and balance, which are taken back before the colours are compared."""
+    x = rng(0).uniform(0.3, 0.7, (1, 32, 3)).astype(np.float32)
+    x[0, :2] = [[0.3], [0.6]]
+    away = x - np.average(x, axis=2, weights=[0.299, 0.587, 0.114])[..., None]
+    saturations = []
+    for seed in range(40):
+        found = jittered(x, rng(seed)).astype(np.float64)
+        gamma = np.log(found[0, 0] / found[0, 1]) / np.log(0.5)
+        linear = found ** (1 / gamma)
+        linear *= 0.3 / linear[0, 0]
+        wanted = linear - (x - away)
+        saturations.append((wanted * away).sum() / (away**2).sum())
+        assert np.abs(wanted - saturations[-1] * away).max() < 1e-3
+    assert 0.4 < min(saturations) < 0.5
+    assert 1.3 < max(saturations) < 1.4
+
+
 def test_input_and_targets_change_together(monkeypatch, pictures):
     monkeypatch.setattr(colour, "CHANGED", 1.0)
     batch = scale_batch(pictures, seed=(5,), batch=4, low_px=16, levels=2)
@@ -60,7 +78,7 @@ def test_holes_are_of_films_too(monkeypatch, tmp_path):
     cv2.imwrite(str(tmp_path / "p.png"), soft_noise(128, 128))
     monkeypatch.setattr(dataset, "FILM", 1.0)
     monkeypatch.setattr(dataset, "damage_mask", lambda *_, **__: np.zeros((64, 64), bool))
-    pictures = Pictures(find(tmp_path)[-1:], min_side_px=64, overlays=Overlays(find(films)))
+    pictures = Pictures(find(tmp_path)[-1:], overlays=Overlays(find(films)))
     assert (len(pictures), len(pictures.overlays)) == (1, 1)
     shares = [
         float(damaged_batch(pictures, seed=(n,), batch=1, guide_px=32, factor=2, window_px=32).missing.mean())

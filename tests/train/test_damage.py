@@ -88,6 +88,57 @@ def test_thin_and_thick_damage_both_occur():
     assert min(thin) < 0.15
 
 
+def _slenderness(mask):
+    """The area over that of the largest disc in it: little above 1 for what is compact, many for what is long."""
+    return mask.sum() / (np.pi * cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5).max() ** 2)
+
+
+def _lines(mask):
+    """(n, 2) of the components of 20 px or more: how wide a box along each is over its length, and its direction."""
+    num, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    found = []
+    for label in range(1, num):
+        points = np.argwhere(labels == label)[:, ::-1]
+        if len(points) >= 20:
+            _, _, axes = np.linalg.svd(points - points.mean(0), full_matrices=False)
+            along, across = np.ptp((points - points.mean(0)) @ axes.T, axis=0)
+            found.append((across / along, np.arctan2(*axes[0])))
+    return np.array(found).reshape(-1, 2)
+
+
+def test_blobs_are_solid_and_compact():
+    for seed in range(20):
+        mask = damage.blobs(Size(256, 256), seed=seed)
+        outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        assert len(outlines) == 1  # in one piece, without a hole in it
+        assert _slenderness(mask) < 4
+
+
+def test_cracks_wander_and_scratches_run_straight_side_by_side():
+    drawn = [[draw(Size(256, 256), seed=seed) for seed in range(60)] for draw in (damage.cracks, damage.scratches)]
+    for masks in drawn:
+        slender = [_slenderness(mask) for mask in masks]
+        assert np.quantile(slender, 0.1) > 8  # some leave the picture at once
+        assert np.median(slender) > 20
+    cracks, scratches = ([_lines(mask) for mask in masks if mask.sum() > 60] for masks in drawn)
+    assert np.median([one[:, 0].max() for one in cracks]) > 0.2
+    assert np.median([one[:, 0].max() for one in scratches]) < 0.1
+    bundles = [abs(np.exp(2j * one[:, 1]).mean()) for one in scratches if len(one) > 1]
+    assert len(bundles) > 30
+    assert np.quantile(bundles, 0.2) > 0.95
+
+
+def test_spots_are_small_and_several():
+    numbers = []
+    for seed in range(20):
+        plane = damage.spots(Size(256, 256), seed=seed).astype(np.uint8)
+        num, _, boxes, _ = cv2.connectedComponentsWithStats(plane, connectivity=8)
+        assert boxes[1:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max() <= 0.06 * 256  # two may touch
+        numbers.append(num - 1)
+    assert 4 <= min(numbers) < 12
+    assert 20 < max(numbers) <= 30
+
+
 @pytest.mark.parametrize(
     ("size", "share"),
     [
@@ -135,3 +186,14 @@ def test_film_mask_keeps_a_hair_in_one_piece_when_it_shrinks():
 def test_film_mask_refuses_more_than_a_cover():
     with pytest.raises(ValueError, match=r"\(h, w\)"):
         damage.film_mask(np.zeros((8, 8, 3), np.uint8), Size(32, 32), seed=0)
+
+
+def test_film_mask_scales_to_30_to_130_percent_of_the_long_side():
+    cover, long_px, scales = np.zeros((200, 120), np.uint8), 300, []
+    cv2.circle(cover, (60, 100), 30, 255, -1)  # 0.15 of the long side
+    for seed in range(150):
+        mask = damage.film_mask(cover, Size(240, long_px), seed=seed)
+        if mask.any() and not (mask[[0, -1]].any() or mask[:, [0, -1]].any()):  # all of the disc is seen
+            scales.append((mask.sum() / np.pi) ** 0.5 / (0.15 * long_px))
+    assert 0.3 <= min(scales) < 0.4
+    assert 1.15 < max(scales) < 1.3 * 1.05

@@ -1,7 +1,9 @@
 """Bad copies: what each step does to a picture, against what is known of it."""
 
+from dataclasses import replace
 from io import BytesIO
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -41,11 +43,59 @@ def test_a_copy_is_worse_than_a_reduction_and_still_the_picture():
 
 @ORDERS
 def test_blur_keeps_what_is_flat_and_takes_detail(order):
-    flat = np.full((40, 40, 3), 90.0, np.float32)
-    noise = soft_noise(64, 64).astype(np.float32)
-    for seed in SEEDS:
+    flat = np.full((16, 16, 3), 90.0, np.float32)
+    noise = rng(0).uniform(0, 255, (16, 16, 3)).astype(np.float32)
+    kept = []
+    for seed in range(200):
         assert np.abs(degradation._blurred(flat, order, rng(seed)) - 90).max() < 1e-3
-        assert degradation._blurred(noise, order, rng(seed)).std() <= noise.std() + 1e-3
+        kept.append(degradation._blurred(noise, order, rng(seed)).std() / noise.std())
+    assert np.mean(np.array(kept) < 1) == pytest.approx(order.blurred, abs=0.07)
+    assert np.median(kept) < 0.6
+
+
+def test_a_round_blur_is_that_of_opencv():
+    noise = rng(0).uniform(0, 255, (40, 48, 3)).astype(np.float32)
+    wanted = [cv2.GaussianBlur(noise, (side, side), 3.0) for side in range(7, 22, 2)]
+    used = set()
+    for seed in range(40):
+        found = degradation._blurred(noise, replace(FIRST, sigma_px=(3.0, 3.0)), rng(seed))
+        errors = [np.abs(found - one).max() for one in wanted]
+        assert min(errors) < 0.01
+        used.add(int(np.argmin(errors)))
+    assert used == set(range(8))
+
+
+def test_blurs_may_be_wider_in_any_direction(monkeypatch):
+    monkeypatch.setattr(degradation, "_ISOTROPIC", 0.0)
+    point, grid = np.zeros((31, 31, 3), np.float32), np.mgrid[-15:16, -15:16]
+    point[15, 15] = 1
+    order = replace(FIRST, sigma_px=(0.8, 1.5))
+    spread = [degradation._blurred(point, order, rng(seed))[..., 0] for seed in range(40)]
+    moments = np.einsum("aij,bij,nij->nab", grid, grid, spread)
+    deviations_px = np.linalg.eigvalsh(moments) ** 0.5
+    assert 0.79 < deviations_px.min() < deviations_px.max() < 1.51
+    assert (deviations_px[:, 1] / deviations_px[:, 0]).max() > 1.4
+    assert moments[:, 0, 1].min() < -0.3 < 0.3 < moments[:, 0, 1].max()
+
+
+@ORDERS
+def test_sizes_in_between_are_as_said_and_filters_differ(order):
+    picture, matches, factors = rng(0).uniform(0, 255, (40, 60, 3)).astype(np.float32), [], []
+    for seed in range(150):
+        found = degradation._resized(picture, order, (80, 120), rng(seed))
+        h, w = found.shape[:2]
+        assert abs(h / 80 - w / 120) <= 1 / 80
+        factors.append(w / 120)
+        ways = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
+        wanted = [cv2.resize(picture, (w, h), interpolation=way) for way in ways]
+        matches.append([int(np.allclose(found, one, atol=1e-2)) for one in wanted])
+    matching = np.array(matches)
+    assert matching.any(1).all()
+    assert matching[matching.sum(1) == 1].sum(0).min() > 25
+    assert order.factor[0] - 0.01 < min(factors) < order.factor[0] + 0.1
+    assert order.factor[1] - 0.1 < max(factors) < order.factor[1] + 0.01
+    assert np.mean(np.array(factors) > 1) == pytest.approx(order.larger, abs=0.1)
+    assert np.mean(np.array(factors) < 1) == pytest.approx(order.smaller, abs=0.1)
 
 
 @ORDERS

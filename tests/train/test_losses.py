@@ -46,6 +46,65 @@ def test_the_laplacian_is_what_opencv_blurs_away(pair):
     assert np.allclose(losses.laplacian(picture)[0, 1].numpy(), plane - blurred, atol=1e-6)
 
 
+def test_plain_errors_are_those_of_their_formulas(pair):
+    target, noise = pair
+    assert torch.isclose(losses.l1(noise, target), F.l1_loss(noise, target))
+    near = target + 0.004 * (noise - 0.5)  # errors of both signs and of epsilon's size
+    expected = np.hypot(near.numpy() - target.numpy(), 1e-3).mean()
+    assert float(losses.charbonnier(near, target)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_hole_error_is_the_mean_of_the_pictures_with_holes():
+    generator = torch.Generator().manual_seed(4)
+    prediction, target, reference = (torch.rand(3, 3, 8, 10, generator=generator) for _ in range(3))
+    reference[0] = target[0] + 0.03 * reference[0]  # all but right
+    share = torch.tensor([0.2, 0.6, 0.0])[:, None, None, None]
+    missing = (torch.rand(3, 1, 8, 10, generator=generator) < share).float()
+    expected = []
+    for number in range(2):
+        hole = missing[number, 0].numpy() > 0
+        mine, other = ((one - target)[number].numpy()[:, hole] for one in (prediction, reference))
+        expected.append((mine**2).mean() / ((other**2).mean() + losses.HOLE_EPSILON**2))
+    found = losses.hole_error(prediction, target, missing, reference)
+    assert float(found) == pytest.approx(np.mean(expected), rel=1e-4)
+    assert float(losses.hole_error(prediction, target, 0 * missing, reference)) == 0
+
+
+def test_edge_losses_are_means_over_the_edges_of_opencv(pair):
+    target = pair[0]
+    near = target + 0.005 * (pair[1] - 0.5)
+    errors = (near - target).flatten(0, 1).numpy()
+    sobel = [cv2.Sobel(plane, cv2.CV_32F, dx, 1 - dx, ksize=3)[1:-1, 1:-1] / 8 for plane in errors for dx in (0, 1)]
+    assert float(losses.edge(near, target)) == pytest.approx(np.abs(sobel).mean(), rel=1e-3)
+    details = [plane - cv2.GaussianBlur(plane, (5, 5), 0) for plane in errors]  # without a sigma the binomial taps
+    assert float(losses.laplacian_edge(near, target)) == pytest.approx(np.hypot(details, 1e-3).mean(), rel=1e-3)
+
+
+def test_the_high_band_is_what_a_mean_of_its_neighbours_takes_away(pair):
+    def mean(plane):
+        return cv2.blur(plane, (5, 5), borderType=cv2.BORDER_CONSTANT)
+
+    errors = (pair[0] - pair[1]).flatten(0, 1).numpy()
+    inside = mean(np.ones_like(errors[0]))
+    expected = np.abs([plane - mean(plane) / inside for plane in errors]).mean()
+    assert float(losses.frequency(*pair)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_each_layer_counts_alike_whatever_its_size():
+    generator = torch.Generator().manual_seed(5)
+    shapes = ((2, 3, 8, 6), (2, 8, 4, 3), (2, 16, 2, 2))
+    mine, wanted = ([n * torch.rand(s, generator=generator) for n, s in enumerate(shapes, 1)] for _ in range(2))
+    layers = [(one.numpy(), other.numpy()) for one, other in zip(mine, wanted, strict=True)]
+    expected = np.mean([np.abs(one - other).mean() for one, other in layers])
+    assert float(losses.perceptual(mine, wanted)) == pytest.approx(expected, rel=1e-5)
+    grams = [
+        [np.stack([np.tensordot(x, x, ((1, 2), (1, 2))) / x.size for x in batch]) for batch in layer]
+        for layer in layers
+    ]
+    expected = np.mean([np.abs(one - other).mean() for one, other in grams])
+    assert float(losses.style(mine, wanted)) == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_high_band_does_not_see_a_shift_in_brightness(pair):
     target = pair[0]
     assert float(losses.frequency(target + 0.2, target)) == pytest.approx(0, abs=1e-6)
@@ -80,6 +139,7 @@ def test_adversarial_losses_are_those_of_their_papers():
     opposite = (bce(real - fake.mean(), 0 * target) + bce(fake - real.mean(), target)) / 2
     assert torch.isclose(losses.deceive(real, fake, "relativistic"), opposite)
     assert float(losses.tell_apart(real, fake, "wgan-gp")) == pytest.approx(0.5 - 2.0)
+    assert float(losses.deceive(real, fake, "wgan-gp")) == pytest.approx(-0.5)
 
 
 def test_the_gradient_penalty_is_zero_at_slope_one():
@@ -137,3 +197,11 @@ def test_dice_is_that_of_two_masks():
     empty = torch.zeros(1, 1, 4, 4)
     assert float(losses.dice(empty, empty)) == 0
     assert float(losses.dice(torch.ones(1, 1, 40, 40), torch.zeros(1, 1, 40, 40))) > 0.99
+
+
+def test_dice_of_soft_masks_squares_them(pair):
+    probability = pair[0][:, :1]
+    target = (pair[1][:, :1] < torch.tensor([0.6, 0.05])[:, None, None, None]).float()  # pictures of unequal weight
+    p, g = (one.double().numpy().ravel() for one in (probability, target))
+    expected = 1 - (2 * p @ g + 1) / (p @ p + g @ g + 1)
+    assert float(losses.dice(probability, target)) == pytest.approx(expected, rel=1e-5)

@@ -76,9 +76,49 @@ def test_pictures_are_enlarged_with_their_damage(folder, as_it_is):
     for seed in SEEDS:
         made, mask = overlaid(picture, 96, films, rng(seed))
         assert made.shape[:2] == mask.shape == (96, 96)
-        plain = cv2.resize(picture, (96, 96), interpolation=cv2.INTER_CUBIC).astype(int)
-        far = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)) == 0
-        assert far.sum() == 0 or np.abs(made.astype(int) - plain)[far].max() <= 60
+        plain = [cv2.resize(picture, (96, 96), interpolation=way) for way in (cv2.INTER_CUBIC, cv2.INTER_LINEAR)]
+        changed = min((np.abs(made.astype(int) - one).max(2) for one in plain), key=np.sum)
+        near = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+        assert changed[~near].max(initial=0) <= 255 * overlays.COVERED + 1
+        assert not mask.any() or np.median(changed[mask]) > 10
+
+
+def test_every_other_cover_is_of_a_kind_drawn_first(tmp_path):
+    for number in range(10):
+        path = tmp_path / ("stain" if number == 0 else "hair") / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), np.dstack([np.full((4, 4, 3), 255, np.uint8), np.full((4, 4), number, np.uint8)]))
+    films, chance = Overlays(find(tmp_path)), rng(0)
+    share = np.bincount([films.draw(chance)[0, 0] for _ in range(2000)]) / 2000
+    assert share[0] == pytest.approx((1 / 10 + 1 / 2) / 2, abs=0.03)
+    assert np.allclose(share[1:], (1 - share[0]) / 9, atol=0.025)
+
+
+def test_a_copy_is_faded_noisy_and_clean_of_damage(monkeypatch):
+    for name, share in (("_CLEAN", 1.0), ("_GREY", 0.0), ("_COPIED", 1.0)):
+        monkeypatch.setattr(overlays, name, share)
+    ramp = np.repeat(np.tile(np.linspace(30, 210, 64).astype(np.uint8), (64, 1))[..., None], 3, axis=2)
+    found = []
+    for seed in SEEDS:
+        made, mask = overlaid(ramp, 64, Overlays([]), rng(seed))
+        slope, black = np.polyfit(ramp.ravel(), made.ravel(), 1)
+        assert not mask.any()
+        found.append((slope, black, (made - ramp * slope - black).std()))
+    slopes, blacks, rests = np.array(found).T
+    assert 0.74 < min(slopes) < 0.8
+    assert 0.95 < max(slopes) < 1.01
+    assert -1 < min(blacks) < 8
+    assert 32 < max(blacks) < 41
+    assert min(rests) < 2
+    assert 3 < max(rests) < 8
+
+
+def test_greyed_pictures_are_those_of_opencv(monkeypatch):
+    for name, share in (("_CLEAN", 1.0), ("_GREY", 1.0), ("_COPIED", 0.0)):
+        monkeypatch.setattr(overlays, name, share)
+    picture = soft_noise(32, 32)
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(int)
+    assert np.abs(overlaid(picture, 32, Overlays([]), rng(0))[0] - grey[..., None]).max() <= 1
 
 
 def test_an_overlay_without_a_cover_is_named(folder, tmp_path):
@@ -88,8 +128,8 @@ def test_an_overlay_without_a_cover_is_named(folder, tmp_path):
 
 
 def test_the_recipe_trains_on_overlaid_crops(folder, tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), soft_noise(256, 256))
-    pictures, (stage,) = Pictures(find(tmp_path), min_side_px=192, overlays=Overlays(find(folder))), detector().stages
+    cv2.imwrite(str(tmp_path / "a.png"), soft_noise(320, 320))
+    pictures, (stage,) = Pictures(find(tmp_path), overlays=Overlays(find(folder))), detector().stages
     assert len(pictures.overlays) == 2
     one, same, other = (batch_of(pictures, stage, seed=1, step=step) for step in (0, 0, 1))
     assert isinstance(one, OverlaidBatch)
@@ -103,8 +143,8 @@ def test_the_recipe_trains_on_overlaid_crops(folder, tmp_path):
 
 def test_the_loss_falls_on_one_batch(folder, tmp_path):
     torch.manual_seed(0)
-    cv2.imwrite(str(tmp_path / "a.png"), soft_noise(256, 256))
-    pictures, (stage,) = Pictures(find(tmp_path), min_side_px=192, overlays=Overlays(find(folder))), detector().stages
+    cv2.imwrite(str(tmp_path / "a.png"), soft_noise(320, 320))
+    pictures, (stage,) = Pictures(find(tmp_path), overlays=Overlays(find(folder))), detector().stages
     batch = batch_of(pictures, stage, seed=1, step=0)
     network = Detector(DetectorConfig(channels=(8, 8, 8, 8)))
     optimiser = torch.optim.Adam(network.parameters(), 1e-2)

@@ -16,18 +16,19 @@ import torch
 from safetensors.torch import load_file
 
 from engine.errors import TrainingError
-from engine.models.checkpoint import load
+from engine.models.checkpoint import load, read_card
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.train import run as running
 from engine.train.checkpoints import State
 from engine.train.dataset import Batch, ScaleBatch, batch_of
 from engine.train.losses import l1
 from engine.train.recipes import RECIPES, Recipe
-from engine.train.run import Part, Run, finish, newest_state, train
+from engine.train.run import Part, Run, finish, newest_state, train, unfinished
 from engine.train.stages import GLOBAL, LOCAL, Draw, LossWeights, Stage
 from engine.train.step import super_resolution_loss
-from engine.train.trainer import Trainer
+from engine.train.trainer import Trainer, averages_of
 from tests.networks import TINY, random_checkpoint
+from tests.train.conftest import soft_noise
 
 PLAIN = LossWeights(pixel=1.0)
 FULL = LossWeights(pixel=1.0, hole=0.1, edge=0.1, frequency=0.1, perceptual=0.1, style=0.1, adversarial=0.01)
@@ -97,9 +98,6 @@ def test_a_stage_that_went_on_equals_an_undisturbed_one(chosen, data, tmp_path):
     prefixes = {name.partition(".")[0] for name in undisturbed.tensors}
     wanted = {"network", "average", "optimiser"}
     assert prefixes == (wanted | {"critic", "critic_optimiser"} if chosen.losses.adversarial else wanted)
-    assert (tmp_path / "whole" / f"{chosen.name}.safetensors").read_bytes() == (
-        tmp_path / "parts" / f"{chosen.name}.safetensors"
-    ).read_bytes()
 
 
 KILLED = """
@@ -151,20 +149,14 @@ def test_a_stage_changes_only_what_it_trains(chosen, data, tmp_path):
 def kept_bytes(run: Run, chosen: Stage) -> tuple[int, list[torch.Tensor]]:
     """What a step holds for its way back, and the gradients that it finds."""
     trainer = running._Stage(run, chosen, Part(), None).trainer
-    held: dict[int, int] = {}
-
-    def hold(tensor: torch.Tensor) -> torch.Tensor:
-        held[tensor.data_ptr()] = tensor.nbytes
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-        found = trainer._found(batch_of(run.pictures(chosen), chosen, seed=1, step=0))
-    found.loss.backward()
-    return sum(held.values()), [p.grad for p in trainer.network.parameters() if p.grad is not None]
+    batch = batch_of(run.pictures(chosen), chosen, seed=1, step=0)
+    held = trainer.held_bytes(batch)
+    trainer._found(batch).loss.backward()
+    return held, [p.grad for p in trainer.network.parameters() if p.grad is not None]
 
 
-def test_recomputing_holds_less_and_finds_the_same(data, tmp_path):
-    chosen = RECIPE.stages[1]
+@STAGES
+def test_recomputing_holds_less_and_finds_the_same(chosen, data, tmp_path):
     (much, wanted), (little, found) = (
         kept_bytes(run_of(data, tmp_path, recompute=recompute), chosen) for recompute in (False, True)
     )
@@ -184,8 +176,9 @@ def test_looking_changes_nothing(data, tmp_path):
 
 def test_a_whole_run_ends_in_a_checkpoint_that_loads(data, tmp_path):
     run = run_of(data, tmp_path)
-    last = train(run)
-    assert last == tmp_path / "joint.safetensors"
+    assert unfinished(run) == "inpainting is at step 0 of 6"
+    train(run)
+    assert unfinished(run) is None
     card = finish(run, threads=1)
     loaded = load(str(tmp_path / "tiny.safetensors"))
     assert loaded.card == card
@@ -194,10 +187,10 @@ def test_a_whole_run_ends_in_a_checkpoint_that_loads(data, tmp_path):
     assert {name: entry["steps"] for name, entry in card.training["stages"].items()} == {
         s.name: 6 for s in RECIPE.stages
     }
-    stored, joint = load_file(tmp_path / "tiny.safetensors"), load_file(tmp_path / "joint.safetensors")
-    assert all(torch.equal(stored[name], value) for name, value in joint.items())  # it trained everything
+    stored, joint = load_file(tmp_path / "tiny.safetensors"), trained(run, RECIPE.stages[2])
+    assert all(torch.equal(stored[name], value.half()) for name, value in joint.items())  # it trained everything
     before = sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
-    assert train(run) == last  # a finished run trains nothing again
+    train(run)  # a finished run trains nothing again
     assert sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
     sheet = cv2.imread(str(tmp_path / "sheets" / "joint-00000006.png"))
     assert sheet.shape[0] == 512
@@ -207,14 +200,19 @@ def test_a_whole_run_ends_in_a_checkpoint_that_loads(data, tmp_path):
     ]
 
 
+def trained(run: Run, chosen: Stage) -> dict[str, torch.Tensor]:
+    """What a stage has made of the weights that are its own."""
+    found = averages_of(newest_state(run, chosen))
+    return {name: value for name, value in found.items() if name.startswith(chosen.trains)}
+
+
 def test_a_stage_starts_from_what_the_others_trained(data, tmp_path):
     run = run_of(data, tmp_path)
     train(run, ("inpainting", "super-resolution"))
     joint = running._Stage(run, RECIPE.stages[2], Part(), None).trainer
     for chosen in RECIPE.stages[:2]:
-        for name, value in load_file(tmp_path / f"{chosen.name}.safetensors").items():
-            if name.startswith(chosen.trains):
-                assert torch.equal(joint.network.state_dict()[name], value.float()), name
+        for name, value in trained(run, chosen).items():
+            assert torch.equal(joint.network.state_dict()[name], value), name
 
 
 def test_stages_that_were_left_out_are_joined_from_the_others(data, tmp_path):
@@ -223,9 +221,8 @@ def test_stages_that_were_left_out_are_joined_from_the_others(data, tmp_path):
     finish(run, threads=1)
     stored = load_file(tmp_path / "tiny.safetensors")
     for chosen in RECIPE.stages[:2]:
-        for name, value in load_file(tmp_path / f"{chosen.name}.safetensors").items():
-            if name.startswith(chosen.trains):
-                assert torch.equal(stored[name], value), name
+        for name, value in trained(run, chosen).items():
+            assert torch.equal(stored[name], value.half()), name
 
 
 @pytest.mark.parametrize("how", ["file", "signal"])
@@ -250,6 +247,70 @@ def harmed(batch: Batch, how: str) -> Batch:
     low = batch.low.clone()
     low[0, 0, 3, 3] = {"nan": math.nan, "inf": math.inf}[how]
     return ScaleBatch(low, batch.levels)
+
+
+@pytest.mark.parametrize("pixel_loss", ["l1", "charbonnier"])
+def test_a_loss_that_is_not_finite_is_skipped_whatever_its_slope(pixel_loss, data, tmp_path):
+    """The slope of |x| is 0 where x is not a number."""
+    run, chosen = run_of(data, tmp_path), replace(RECIPE.stages[1], pixel_loss=pixel_loss)
+    trainer = running._Stage(run, chosen, Part(), None).trainer
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    batch = batch_of(run.pictures(chosen), chosen, seed=1, step=0)
+    assert isinstance(batch, ScaleBatch)
+    batch.levels[0][0, 0, 3, 3] = math.nan
+    trainer.advance(batch)
+    assert (trainer.state.skipped, trainer.state.bad) == (1, 1)
+    assert all(torch.equal(p, before[name]) for name, p in trainer.network.named_parameters())
+
+
+def test_steps_of_the_critic_that_are_not_finite_count(data, tmp_path):
+    run, chosen = run_of(data, tmp_path), RECIPE.stages[2]
+    trainer = running._Stage(run, chosen, Part(), None).trainer
+    weight = next(iter(trainer.critic.parameters()))
+    before = weight.detach().clone()
+    weight.register_hook(lambda gradient: gradient * math.nan)
+    for step in range(2):
+        trainer.advance(batch_of(run.pictures(chosen), chosen, seed=1, step=step))
+    assert torch.equal(weight.detach(), before)
+    with pytest.raises(TrainingError, match="3 steps in a row"):
+        trainer.advance(batch_of(run.pictures(chosen), chosen, seed=1, step=2))
+
+
+def test_what_does_not_fit_into_memory_is_told_before_the_first_step(data, tmp_path, monkeypatch):
+    run, told = run_of(data, tmp_path), []
+    train(run, ("inpainting",), part=Part(told=told.append))
+    monkeypatch.setattr(running, "available_memory", lambda: 10_000)
+    with pytest.raises(TrainingError, match=r"super-resolution on 1 crops holds [\d,]+ bytes, 10,000 are free"):
+        train(run, part=Part(told=told.append))
+    assert len(told) == 6
+
+
+def test_pictures_are_looked_at_before_the_first_step(data, tmp_path):
+    small = cv2.imread(str(data / "a.png"))[:31]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "small.png"), small)
+    with pytest.raises(TrainingError, match=r"inpainting takes crops of 32 px, the largest .* has 31 px"):
+        train(run_of(folder, tmp_path / "run"))
+    (folder / "a.png").write_bytes((data / "a.png").read_bytes())
+    (folder / "torn.png").write_bytes((data / "a.png").read_bytes()[:100])
+    with pytest.raises(TrainingError, match=r"torn\.png: cannot be decoded"):
+        train(run_of(folder, tmp_path / "run"))
+    assert not list((tmp_path / "run").glob("*.state"))
+
+
+def test_what_starts_from_nothing_of_its_kind_is_refused(data, tmp_path):
+    with pytest.raises(TrainingError, match="goes on from 1 other model"):
+        train(Run(replace(RECIPE, continues=True), data, tmp_path, "CC0"))
+    with pytest.raises(TrainingError, match="0 of the 1 tensors"):
+        Trainer(RECIPE, RECIPE.stages[1], 6, start={"something": torch.zeros(1)})
+
+
+def test_states_from_other_weights_are_refused(data, tmp_path):
+    one, other = (str(random_checkpoint(tmp_path / str(seed), TINY, seed=seed)) for seed in (1, 2))
+    train(run_of(data, tmp_path / "run", start_from=one), ("inpainting",))
+    with pytest.raises(TrainingError, match="another recipe"):
+        train(run_of(data, tmp_path / "run", start_from=other))
 
 
 @pytest.mark.parametrize("how", ["nan", "inf"])
@@ -330,6 +391,25 @@ def test_features_of_nothing_trained_are_refused(data, tmp_path):
         train(Run(small, data, tmp_path, "CC0"))
 
 
+ABLATIONS = {
+    "A: one size of patch": replace(RECIPE, model=replace(TINY, multi_scale=False)),
+    "B: no fusion": replace(RECIPE, model=replace(TINY, fusion=False)),
+    "C: no edges": replace(RECIPE, model=replace(TINY, edge=False)),
+    "D: no frequencies": replace(RECIPE, model=replace(TINY, frequency=False)),
+    "E: a single stage": replace(RECIPE, stages=RECIPE.stages[2:]),
+    "F: other losses": RECIPE.without("adversarial", "style", "perceptual", "edge"),
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_run_to_a_checkpoint(name, data, tmp_path):
+    run = Run(ABLATIONS[name], data, tmp_path, "CC0").shortened(6)
+    train(run)
+    card = finish(run, threads=1)
+    assert load(str(tmp_path / "tiny.safetensors")).card == card
+    assert sum(entry["steps"] for entry in card.training["stages"].values()) == 6
+
+
 def test_ablations_leave_losses_out():
     without = RECIPES["gan"]().without("adversarial", "style", "perceptual")
     (chosen,) = without.stages
@@ -342,14 +422,24 @@ def test_a_shorter_run_keeps_the_shares(data, tmp_path):
     assert [one.steps for one in shorter.recipe.stages] == [33, 44, 67, 56]
 
 
-def test_the_command_line_trains_and_goes_on(data, tmp_path, monkeypatch):
-    command = [sys.executable, "-m", "engine.cli", "train", "--data", str(data), "--data-licence", "CC0"]
-    command += ["--out", str(tmp_path / "run"), "--recipe", "lite", "--steps", "4", "--stage", "coarse"]
-    started = time.monotonic()
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+def test_the_command_line_trains_stops_and_goes_on(tmp_path):
+    (tmp_path / "data").mkdir()
+    cv2.imwrite(str(tmp_path / "data" / "a.png"), soft_noise(512, 512))
+    command = [sys.executable, "-m", "engine.cli", "train", "--data", "data", "--data-licence", "CC0"]
+    command += ["--out", "run", "--recipe", "lite", "--steps", "60", "--stage", "coarse"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as stopped:
+        while not list((tmp_path / "run").glob("coarse-*.state")):
+            assert stopped.poll() is None
+            time.sleep(0.05)
+        (tmp_path / "run" / "stop").touch()
+        said, _ = stopped.communicate()
+    assert stopped.returncode == 0
+    assert "stopped: coarse is at step " in said
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    assert time.monotonic() - started < 120
-    assert (tmp_path / "run" / "lite.safetensors").exists()
+    assert "stopped" not in ended.stdout
+    assert read_card(tmp_path / "run" / "lite.safetensors").training["stages"]["coarse"]["steps"] == 10
 
 
 def taught(recipe: Recipe) -> Recipe:

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from engine.errors import TrainingError
-from engine.train import dataset
 from engine.train.dataset import Pictures, batch_of
 from engine.train.recipes import lite
 from engine.train.run import Run
 from engine.train.sources import find
 from tests.train.conftest import soft_noise
 
+SIDE_PX = 256
 NAMES = ["film_damage/hair/0.png", "photos/a.png", "photos/b.jpg", "scenes/c.webp"]
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory) -> Path:
     for seed, name in enumerate(NAMES):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture = soft_noise(96, 96, seed=seed)
+        picture = soft_noise(SIDE_PX, SIDE_PX, seed=seed)
         cv2.imwrite(str(path), np.dstack([picture, picture[..., 0]]) if "film" in name else picture)
     (folder / "photos" / "notes.txt").write_text("no picture")
     return folder
@@ -64,7 +64,7 @@ def test_batches_are_the_same_from_everywhere(folder, prefix, tmp_path):
     for name in NAMES:
         prefix.put(name, (folder / name).read_bytes())
     for stage in lite().stages[1:3]:
-        small = replace(stage, draws=tuple(replace(draw, batch=1, side_px=32) for draw in stage.draws))
+        small = replace(stage, draws=tuple(replace(draw, batch=1, side_px=16) for draw in stage.draws))
         first, *others = (
             batch_of(Run(lite(), data, tmp_path, "CC0").pictures(small), small, seed=1, step=2)
             for data in (folder, tmp_path / "tar", prefix)
@@ -86,19 +86,18 @@ def test_what_cannot_be_read_is_named(tmp_path):
         find(tmp_path)
     (tmp_path / "bad.tar").unlink()
     with pytest.raises(TrainingError, match="0 training pictures"):
-        Pictures(find(tmp_path), min_side_px=8)
+        Pictures(find(tmp_path))
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(TrainingError, match=r"bad\.png: cannot be decoded"):
-        Pictures(find(tmp_path), min_side_px=8)[0]
+        Pictures(find(tmp_path))[0]
     found = find(tmp_path)
     (tmp_path / "bad.png").unlink()
     with pytest.raises(TrainingError, match=r"bad\.png: 1 training picture is gone"):
         found[0].read()
 
 
-def test_pictures_leave_when_there_is_no_room(folder, monkeypatch):
-    monkeypatch.setattr(dataset, "MOST_DECODED_BYTES", 2 * 96 * 96 * 3)
-    pictures = Pictures(find(folder)[1:], min_side_px=8)
+def test_pictures_leave_when_there_is_no_room(folder):
+    pictures = Pictures(find(folder)[1:], most_bytes=2 * SIDE_PX * SIDE_PX * 3)
     first = pictures[0]
     assert pictures[0] is first
     _ = pictures[1], pictures[0], pictures[2]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from engine.geometry import round_up
 from engine.models.cra_srgan.attention import CELL_PX, AttentionRows, MultiScaleContextualAttention
 from engine.models.cra_srgan.config import Config
-from engine.models.cra_srgan.layers import GatedConv, GatedResidual, zero_
+from engine.models.cra_srgan.layers import GatedConv, GatedResidual, Recomputing, zero_
 
 JACOBI_STEPS = 16
 
@@ -154,7 +154,7 @@ def _centred(picture: Tensor) -> Tensor:
     return 4 * (picture - 0.5)
 
 
-class GlobalHalf(nn.Module):
+class GlobalHalf(Recomputing, nn.Module):
     """Coarse fill, refined fill, attention rows and features of the whole picture."""
 
     def __init__(self, config: Config) -> None:
@@ -169,8 +169,8 @@ class GlobalHalf(nn.Module):
         picture, share = F.pad(picture, pad, mode="replicate"), F.pad(share, pad, mode="replicate")
         hole = (share >= 1).to(picture.dtype)
         base = harmonic_fill(picture.float(), hole.float())
-        coarse = base + hole * self.coarse(base, share)
-        residual, features, rows = self.refine(coarse, share, base)
+        coarse = base + hole * self.part(self.coarse, base, share)
+        residual, features, rows = self.part(self.refine, coarse, share, base)
         fill = coarse + hole * residual
         inner = (..., slice(0, h), slice(0, w))
         return GlobalPass(base[inner], coarse[inner], fill[inner], features[inner], rows)

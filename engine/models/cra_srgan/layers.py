@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVa
 
 Padding = Literal["valid", "same"]
 Layer = TypeVar("Layer", bound=nn.Conv2d)
+Made = TypeVar("Made")
 
 
 def crop(x: Tensor, margin_px: int) -> Tensor:
@@ -104,11 +105,21 @@ class ResidualBlock(nn.Module):
         return crop(x, self.margin_px) + self.second(F.relu(self.first(x), inplace=True))
 
 
-class ResidualGroup(nn.Sequential):
-    """Residual blocks in a row."""
+class Recomputing:
+    """What can be trained with less memory and more time: gradient checkpointing (Chen et al. 2016)."""
 
     recompute = False
-    """Gradient checkpointing (Chen et al. 2016): only what goes in is kept for the way back, the rest made again."""
+    """Whether of parts only what goes in is kept for the way back, and the rest made again."""
+
+    def part(self, function: Callable[..., Made], *inputs: Tensor) -> Made:
+        """What a part makes of its inputs."""
+        if self.recompute and torch.is_grad_enabled():
+            return cast("Made", checkpoint(function, *inputs, use_reentrant=False))
+        return function(*inputs)
+
+
+class ResidualGroup(Recomputing, nn.Sequential):
+    """Residual blocks in a row."""
 
     def __init__(self, channels: int, blocks: int, *, padding: Padding) -> None:
         layers = [ResidualBlock(channels, padding=padding) for _ in range(blocks)]
@@ -116,10 +127,7 @@ class ResidualGroup(nn.Sequential):
         self.margin_px = sum(layer.margin_px for layer in layers)
 
     def forward(self, input: Tensor) -> Tensor:
-        blocks = cast("Callable[[Tensor], Tensor]", super().forward)  # pyright: ignore[reportUnknownMemberType]
-        if self.recompute and torch.is_grad_enabled():
-            return cast("Tensor", checkpoint(blocks, input, use_reentrant=False))
-        return blocks(input)
+        return self.part(cast("Callable[[Tensor], Tensor]", super().forward), input)  # pyright: ignore[reportUnknownMemberType]
 
 
 class GatedConv(nn.Module):

@@ -37,6 +37,7 @@ const open = guarded(async (file) => {
   let bitmap = null;
   try { bitmap = await createImageBitmap(file); } catch { /* a TIFF, say: restored without being shown before */ }
   picture = { file, bitmap, mask: document.createElement("canvas"), factor: 1, maskFile: null };
+  $("mask-file").value = "";
   $("prepare").hidden = false;
   $("drop-hint").textContent = `${file.name}, ${(file.size / 1e6).toFixed(1)} MB`;
   $("paint-hint").textContent = bitmap
@@ -127,6 +128,8 @@ $("erase").addEventListener("click", () => {
 $("clear").addEventListener("click", () => {
   picture.mask.getContext("2d").clearRect(0, 0, picture.mask.width, picture.mask.height);
   picture.painted = false;
+  picture.maskFile = null;
+  $("mask-file").value = "";
   drawPainting();
 });
 $("mask-file").addEventListener("change", () => { picture.maskFile = $("mask-file").files[0] || null; });
@@ -189,6 +192,7 @@ $("start").addEventListener("click", guarded(async () => {
     const job = await send(form);
     location.hash = job.links.view.slice(2);
     await list();
+    $("job-title").focus();
   } finally {
     $("start").disabled = false;
     $("sending").hidden = true;
@@ -225,6 +229,7 @@ const go = guarded(async () => {
   $("job").hidden = !id;
   $("new").hidden = Boolean(id);
   if (!id) return;
+  $("link").hidden = true;
   const job = await ask(`/v1/restorations/${id}?token=${token || ""}`);
   if (mine !== looks) return; // another one was chosen meanwhile
   const source = new EventSource(job.links.events);
@@ -241,6 +246,8 @@ function update(job) {
   $("job-title").textContent = job.name;
   $("progress").value = job.progress;
   $("state").textContent = stateText(job);
+  const step = job.state === "running" ? `${25 * Math.floor(4 * job.progress)} % restored` : stateText(job);
+  if (step !== $("spoken").textContent) $("spoken").textContent = step; // not every percent is read aloud
   for (const [mode, layer] of Object.entries({ slider: "original", sides: "original", difference: "difference", mask: "mask" })) {
     document.querySelector(`[data-mode="${mode}"]`).hidden = !job.links.iiif[layer];
   }
@@ -361,8 +368,14 @@ for (const button of document.querySelectorAll("[data-mode]")) {
   });
 }
 $("share").addEventListener("click", guarded(async () => {
-  await navigator.clipboard.writeText(location.href);
-  $("state").textContent = "The link is copied. Who has it may look at this picture.";
+  if (navigator.clipboard) { // only over TLS and on this machine
+    await navigator.clipboard.writeText(location.href);
+    $("spoken").textContent = $("state").textContent = "The link is copied. Who has it may look at this picture.";
+  } else {
+    $("link").value = location.href;
+    $("link").hidden = false;
+    $("link").select();
+  }
 }));
 $("delete").addEventListener("click", guarded(async () => {
   await ask(`/v1/restorations/${shown.job.id}`, { method: "DELETE" });
@@ -393,4 +406,4 @@ $("key-form").addEventListener("submit", guarded(async (event) => {
 
 window.addEventListener("hashchange", go);
 go();
-guarded(list)();
+list().catch((error) => { if (!location.hash) say(error); }); // who was given a link alone has no list
