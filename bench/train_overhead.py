@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     seconds: dict[str, list[float]] = {"plain": [], "ray": []}
     with tempfile.TemporaryDirectory(prefix="t") as name:
-        make_pictures(Path(name, "data"), [Picture(f"{n}.png", Size(640, 640)) for n in range(8)], seed=1)
+        make_pictures(Path(name, "data"), [Picture(f"{n}.png", Size(800, 800)) for n in range(8)], seed=1)
         for repeat in range(options.repeats):
             for how, found in seconds.items():
                 folder = Path(name, f"{how} {repeat}")

@@ -20,7 +20,7 @@
     │   ├── OutputUnsupported      a format cannot hold these channels or bits
     │   ├── OutputExists           another plan's finished work is in the way
     │   ├── OutputBusy             another process is writing the same plan
-    │   └── TooFewCpus             the cluster cannot run the workers that are asked for
+    │   └── TooFewCpus, TooFewGpus the cluster cannot run the workers that are asked for
     ├── StorageError               the disk refused a write while the work ran (exit 3)
     │   ├── StorageFull
     │   └── StorageReadOnly

@@ -37,6 +37,8 @@ def available_memory() -> int | None:
     with suppress(OSError, ValueError):  # no such group, or "max"
         group = Path("/sys/fs/cgroup")
         left = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        cached = re.findall(r"^(?:in)?active_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+        left += sum(map(int, cached))  # given back where it is needed
         found = left if found is None else min(found, left)
     return found
 

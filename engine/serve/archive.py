@@ -205,8 +205,8 @@ class Archive:
             write_atomic(self.folder(picture) / _END, seal(asdict(end)))
             self.ends[picture] = end
 
-    def drop(self, job: str) -> str | None:
-        """Removes a job, and its picture where no other job is of it: the name of that picture."""
+    def drop(self, job: str) -> tuple[str, Path] | None:
+        """Removes a job, and its picture where no other job is of it: its name, and the folder to be removed."""
         with self._changing, storage_errors(self.root):
             found = self.jobs.pop(job, None)
             if found is None:  # by another request
@@ -214,9 +214,7 @@ class Archive:
             self._job_path(job).unlink(missing_ok=True)
             if any(other.picture == found.picture for other in list(self.jobs.values())):
                 return None
-            aside = self._set_aside(found.picture)
-        shutil.rmtree(aside, ignore_errors=True)
-        return found.picture
+            return found.picture, self._set_aside(found.picture)
 
     def tidy(self) -> None:
         """Removes what workers wrote for pictures that had been dropped."""

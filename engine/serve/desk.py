@@ -285,24 +285,26 @@ class Desk:
     async def leave(self, job: Job) -> None:
         """Who has sent a picture and waited for it has left: it is cancelled, unless it was sent again meanwhile."""
         async with self._accepting:  # or it were told that it is accepted, and removed then
-            picture = None if job.id in self._repeated else await asyncio.to_thread(self.drop, job)
-        await self._drop_there(picture)
+            gone = None if job.id in self._repeated else await asyncio.to_thread(self._forget, job)
+        await self._remove(gone)
 
-    def drop(self, job: Job) -> str | None:
-        """Forgets a job: the picture to be dropped with it."""
-        picture = self.archive.drop(job.id)
+    def _forget(self, job: Job) -> tuple[str, Path] | None:
+        """The picture to be dropped with a job, and where its folder lies now."""
+        gone = self.archive.drop(job.id)
         self._repeated.discard(job.id)
-        if picture is not None:
-            self.gallery.forget(self.archive.folder(picture))
-            self._fresh.pop(picture, None)
-        return picture
+        if gone is not None:
+            self.gallery.forget(self.archive.folder(gone[0]))
+            self._fresh.pop(gone[0], None)
+        return gone
 
     async def delete(self, job: Job) -> None:
         """Ends a job and removes what only it needs."""
-        await self._drop_there(await asyncio.to_thread(self.drop, job))
+        await self._remove(await asyncio.to_thread(self._forget, job))
 
-    async def _drop_there(self, picture: str | None) -> None:
-        if picture is not None:
+    async def _remove(self, gone: tuple[str, Path] | None) -> None:
+        if gone is not None:
+            picture, aside = gone
+            await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
             try:
                 await self.scheduler.drop.remote(picture)
             except Exception:  # it is started anew, and will not be told of this picture

@@ -26,7 +26,7 @@ LINGERING_S = 10.0
 PAUSE_S = 0.01
 """Between the pieces of what it sends."""
 STALLED_S = 30.0
-"""A client may read so slowly that nothing more is taken from here; then its connection is cut."""
+"""A client may read nothing for so long; then its connection is cut."""
 MOST_CONNECTIONS = 800
 DRAINING_S = 20
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -65,7 +65,14 @@ class PatientProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stalled = self.loop.call_later(STALLED_S, self.transport.abort)
+        self._wait_for_reader()
+
+    def _wait_for_reader(self, before: int | None = None) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left == before:
+            self.transport.abort()
+        else:
+            self._stalled = self.loop.call_later(STALLED_S, self._wait_for_reader, left)
 
     def resume_writing(self) -> None:
         super().resume_writing()

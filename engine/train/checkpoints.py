@@ -96,7 +96,8 @@ def load_state(folder: Path, stage: str, *, of: str) -> State | None:
             continue
         if told.pop("of") != of:
             raise TrainingError(
-                f"{path}: is of another recipe, network or number of steps; give each run 1 folder (--out) of its own"
+                f"{path}: is of another recipe, network, number of steps or other models (--start-from, --teacher); "
+                "give each run 1 folder (--out) of its own"
             )
         return State(**told, tensors=load(data))
     if states:

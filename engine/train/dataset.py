@@ -5,9 +5,8 @@ Legend: B batch, H and W native pixels; tensors are (B, C, H, W) float32 in [0, 
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from math import ceil
-from typing import Any, Self, cast
 from zlib import crc32
 
 import cv2
@@ -31,31 +30,12 @@ FILM, MOST_FILM = 0.15, 0.5
 """Share of the masks that are films' artefacts, and the most of a picture that these may cover."""
 MOST_DECODED_BYTES = 2 << 30
 """Of the pictures that a process keeps decoded."""
-MOST_TRIES = 200
-"""To find a picture that is large enough for a crop."""
 
 Pixels = NDArray[np.uint8]
 
 
-class _Batch:
-    """Tensors that go to another device together."""
-
-    __slots__ = ()
-
-    def to(self, device: torch.device) -> Self:
-        """The same batch there."""
-        batch = cast("Any", self)
-        return replace(batch, **{each.name: _moved(getattr(self, each.name), device) for each in fields(batch)})
-
-
-def _moved(value: object, device: torch.device) -> object:
-    if isinstance(value, list):
-        return [_moved(one, device) for one in cast("list[object]", value)]
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
 @dataclass(frozen=True, slots=True)
-class DamagedBatch(_Batch):
+class DamagedBatch:
     """Crops with holes, for the inpainting and the joint stage."""
 
     intact: Tensor
@@ -71,11 +51,18 @@ class DamagedBatch(_Batch):
     above: list[Tensor]
     """The same crops at x2, x4 ... of the native size; empty where only inpainting is trained."""
     window_px: tuple[int, int]
-    """(y, x) of the window the local half is trained on: a multiple of 8, with a hole in each crop where possible."""
+    """(y, x) of the window the local half is trained on: a multiple of 8, with as much of the holes as was found."""
+
+    def to(self, device: torch.device) -> "DamagedBatch":
+        """The same batch on another device."""
+        intact, missing = self.intact.to(device), self.missing.to(device)
+        mean, share = self.known_mean.to(device), self.share.to(device)
+        above = [target.to(device) for target in self.above]
+        return DamagedBatch(intact, missing, mean, share, self.factor, above, self.window_px)
 
 
 @dataclass(frozen=True, slots=True)
-class ScaleBatch(_Batch):
+class ScaleBatch:
     """Intact crops at the input's size and at every size above it."""
 
     low: Tensor
@@ -83,9 +70,13 @@ class ScaleBatch(_Batch):
     levels: list[Tensor]
     """(B, 3, 2 H, 2 W), (B, 3, 4 H, 4 W) ... each reduced from the original by antialiased bicubic."""
 
+    def to(self, device: torch.device) -> "ScaleBatch":
+        """The same batch on another device."""
+        return ScaleBatch(self.low.to(device), [target.to(device) for target in self.levels])
+
 
 @dataclass(frozen=True, slots=True)
-class OverlaidBatch(_Batch):
+class OverlaidBatch:
     """Crops on which hair, dust or scratches may lie, or of which parts are gone."""
 
     picture: Tensor
@@ -93,9 +84,13 @@ class OverlaidBatch(_Batch):
     damaged: Tensor
     """(B, 1, H, W) 1 where it is damaged."""
 
+    def to(self, device: torch.device) -> "OverlaidBatch":
+        """The same batch on another device."""
+        return OverlaidBatch(self.picture.to(device), self.damaged.to(device))
+
 
 Batch = DamagedBatch | ScaleBatch | OverlaidBatch
-"""What a step is made on."""
+"""What a step is made on; all kinds go to another device."""
 
 
 class Pictures:
@@ -110,10 +105,16 @@ class Pictures:
         self._found, self._most_bytes = found, most_bytes
         self._decoded: OrderedDict[int, Pixels] = OrderedDict()
         self._decoded_bytes = 0
+        self._sides_px: dict[int, int] = {}
         self.overlays = Overlays([]) if overlays is None else overlays
 
     def __len__(self) -> int:
         return len(self._found)
+
+    def short_side_px(self, index: int) -> int:
+        if index not in self._sides_px:
+            self._sides_px[index] = min(self[index].shape[:2])
+        return self._sides_px[index]
 
     def __getitem__(self, index: int) -> Pixels:
         """(h, w, 3)"""
@@ -175,13 +176,11 @@ def crop_of(pictures: Pictures, rng: np.random.Generator, side_px: int, *, max_r
 
 
 def _large_enough(pictures: Pictures, rng: np.random.Generator, side_px: int) -> Pixels:
-    for _ in range(MOST_TRIES):
-        picture = pictures[int(rng.integers(len(pictures)))]
-        if min(picture.shape[:2]) >= side_px:
-            return picture
+    for index in rng.permutation(len(pictures)).tolist():
+        if pictures.short_side_px(index) >= side_px:
+            return pictures[index]
     raise TrainingError(
-        f"{MOST_TRIES} pictures in a row are smaller than a crop of {side_px} px; give larger ones, or train a recipe "
-        "with smaller crops"
+        f"0 of {len(pictures)} pictures hold a crop of {side_px} px; give larger ones, or a recipe with smaller crops"
     )
 
 
@@ -200,7 +199,7 @@ def damaged_batch(
     window_px: int,
     levels: int = 0,
 ) -> DamagedBatch:
-    """Crops of `guide_px * factor` pixels with 3 to 50 % of their pixels missing."""
+    """Crops of `guide_px * factor` pixels with 3 to 50 % of their pixels missing, or what a film's artefacts cover."""
     rng = np.random.default_rng(seed)
     side_px = guide_px * factor
     high = to_tensor([crop_of(pictures, rng, side_px << levels, max_reduction=2.5) for _ in range(batch)])

@@ -69,8 +69,9 @@ def train_on_ray(
     failed.unlink(missing_ok=True)
     try:
         gpu = run.device != "cpu"
-        _check_there("CPU", WORKER_CPUS * least + TASK_CPUS, TooFewCpus)
-        _check_there("GPU", least if gpu else 0, TooFewGpus)
+        if address is None:  # others may grow
+            _check_there("CPU", WORKER_CPUS * least + TASK_CPUS, TooFewCpus)
+            _check_there("GPU", least if gpu else 0, TooFewGpus)
         trainer = TorchTrainer(
             _work,
             train_loop_config={"run": run, "stages": stages, "threads": threads},
@@ -117,34 +118,30 @@ def _check_there(kind: str, needed: float, error: type[TooFewCpus] | type[TooFew
     """Ray would wait for ever, in silence."""
     there = float(cast("dict[str, float]", ray.cluster_resources()).get(kind, 0))
     if there < needed:
-        raise error(f"the workers need {needed:g} of the cluster's {kind}, it has {there:g}; give fewer --workers")
+        raise error(f"the workers need {needed:g} of this machine's {kind}, it has {there:g}; give fewer --workers")
 
 
 def _fit(trainer: TorchTrainer, folder: Path) -> None:
     """Waits for the end in the main thread, which gets the signals, and tells how far it is."""
-    shown = folder / "log.jsonl"
-    told = shown.stat().st_size if shown.exists() else 0
+    told = ""
     with stop_flag(folder) as stopped, ThreadPoolExecutor(1) as pool:
         fitting = pool.submit(trainer.fit)
         while not fitting.done():
             wait([fitting], timeout=1.0)
             if stopped():
                 (folder / STOP).touch()
-            told = _tell(shown, told)
+            now = _newest_line(folder / "log.jsonl")
+            if now != told:
+                log.info("%s", now)
+                told = now
         fitting.result()
 
 
-def _tell(shown: Path, told: int) -> int:
-    """Logs what was written to a run's log since so many bytes; how many there are now."""
-    if not shown.exists():
-        return 0
-    lines = shown.read_bytes()
-    end = lines.rfind(b"\n") + 1
-    for line in lines[min(told, end) : end].splitlines():
-        entry = json.loads(line)
-        if "loss" in entry:
-            log.info("%s step %d, loss %.4f", entry["stage"], entry["step"], entry["loss"])
-    return end
+def _newest_line(path: Path) -> str:
+    """What a run's log says last of a loss."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    entries = (json.loads(line) for line in reversed(lines) if line.endswith("\n") and '"loss"' in line)
+    return next((f"{one['stage']} step {one['step']}, loss {one['loss']:.4f}" for one in entries), "")
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -153,12 +150,15 @@ def _work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     run = cast("Run", config["run"])
+    if (run.folder / FAILED).exists():  # it would fail again
+        return
     told = _Told()
     part = Part(rank, world, _parallel, told, _any_of_all) if world > 1 else Part(told=told)
     try:
         train(run, config["stages"], part=part, batches=partial(streamed, run, part))
-    except TrainingError as error:  # would come again: all raise it at the same step, and none is to be replaced
+    except TrainingError as error:
         (run.folder / FAILED).write_text(str(error))
+        raise  # so that the others do not wait for this one
     told.report()
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engine.errors import TrainingError
 from engine.geometry import ceil_div
-from engine.memory import available_memory
+from engine.memory import available_memory, return_freed_memory
 from engine.models.card import Card, Value
 from engine.models.checkpoint import find as find_model
 from engine.models.checkpoint import load, read_card, read_weights, save
@@ -150,7 +150,7 @@ def train(run: Run, stages: tuple[str, ...] = (), *, part: Part | None = None, b
         raise TrainingError(
             "1 CUDA device is needed and torch sees 0; install a driver and its torch, or leave out --device"
         )
-    if part.world == 1:
+    if batches is None:  # or whoever makes them has done so
         run.check(stages)
     with stop_flag(run.folder) as asked:
 
@@ -261,7 +261,12 @@ class _Stage:
             one = batch_from(self.pictures, self.stage, draw, seed=(VALIDATION_SEED,), size=1)
             held[size * self.trainer.held_bytes(one)] = size
         needed, size = max(held.items())
-        free = available_memory() if self.run.device == "cpu" else torch.cuda.mem_get_info()[0]
+        if self.run.device == "cpu":
+            return_freed_memory()
+            free = available_memory()
+        else:
+            torch.cuda.empty_cache()
+            free = torch.cuda.mem_get_info()[0]
         if free is not None and needed > free:
             raise TrainingError(
                 f"a step of stage {self.stage.name} on {size} crops holds {needed:,} bytes, {free:,} are free; "
@@ -342,6 +347,7 @@ def stop_flag(folder: Path) -> Generator[Callable[[], bool]]:
 
     def on_signal(number: int, _: object) -> None:
         signalled.append(number)
+        signal.signal(number, before[number])  # a second one ends the process
 
     before: dict[int, Any] = {}
     with suppress(ValueError):  # not the main thread, where nobody sends signals

@@ -6,7 +6,7 @@ the same steps, bit for bit, as one that never ended.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -165,17 +165,23 @@ class Trainer:
             return self._objective(batch)
 
     def held_bytes(self, batch: Batch) -> int:
-        """What a step on a batch keeps for its way back, once each storage."""
-        held: dict[int, Tensor] = {}
+        """What a step on a batch keeps for its way back, beside the weights, once each storage."""
+        held: dict[int, int] = {}
 
         def hold(tensor: Tensor) -> Tensor:
-            held[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()
 
-        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        with (
+            torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
+        ):
             found = self._looked_at(batch)
         del found
-        return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+        modules = [part for part in (self.network, self.critic, self._compared, self._teacher) if part is not None]
+        own = {tensor.untyped_storage().data_ptr() for part in modules for tensor in _tensors(part)}
+        return sum(num_bytes for where, num_bytes in held.items() if where not in own)
 
     def _step(self, loss: Tensor, module: nn.Module, optimiser: torch.optim.Optimizer) -> bool:
         """Whether a module was changed: not where the loss or its slope is not finite, in any of the processes."""
@@ -233,6 +239,12 @@ class Trainer:
         except RuntimeError as error:
             raise TrainingError(f"the state of stage {self.stage.name} is of another network: {error}") from error
         self.state = State(state.step, state.skipped, state.bad, state.seconds)
+
+
+def _tensors(part: object) -> Iterator[Tensor]:
+    if isinstance(part, nn.Module):
+        yield from part.parameters()
+        yield from part.buffers()
 
 
 def averages_of(state: State) -> dict[str, Tensor]:

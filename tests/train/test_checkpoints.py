@@ -1,12 +1,13 @@
 """States of a run: there whole or not at all, and never mixed."""
 
 import os
-import subprocess
-import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 
+from engine import failpoints
 from engine.errors import OutputBusy, StorageFull, TrainingError
 from engine.train.checkpoints import STOP, State, load_state, owned, save_state
 
@@ -62,12 +63,15 @@ def test_a_state_of_another_run_is_refused(tmp_path):
         load_state(tmp_path, "joint", of="y")
 
 
-SAVE = """
-import sys, torch
-from pathlib import Path
-from engine.train.checkpoints import State, save_state
-save_state(Path(sys.argv[1]), "joint", State(2, tensors={"a": torch.ones(3)}), of="x")
-"""
+def save_in_child(folder: Path, failpoint: str) -> None:
+    child = os.fork()
+    if child == 0:
+        os.environ["ENGINE_FAILPOINT"] = failpoint
+        failpoints._counts.clear()
+        with suppress(StorageFull):
+            save_state(folder, "joint", state(2), of="x")
+        os._exit(0)
+    os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize("action", ["kill", "enospc"])
@@ -75,8 +79,7 @@ save_state(Path(sys.argv[1]), "joint", State(2, tensors={"a": torch.ones(3)}), o
 def test_interrupted_anywhere_an_older_one_is_there(tmp_path, name, action):
     save_state(tmp_path, "joint", state(1), of="x")
     for occurrence in range(1, 4):
-        environment = {**os.environ, "ENGINE_FAILPOINT": f"{name}:{occurrence}:{action}"}
-        subprocess.run([sys.executable, "-c", SAVE, str(tmp_path)], env=environment, capture_output=True, check=False)
+        save_in_child(tmp_path, f"{name}:{occurrence}:{action}")
         found = load_state(tmp_path, "joint", of="x")
         assert found is not None
         assert found.step in (1, 2)
@@ -96,8 +99,6 @@ def test_a_folder_is_for_one_run_at_a_time_and_loses_what_was_begun(tmp_path):
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("ENGINE_FAILPOINT", "temp-write:1:enospc")
-    from engine import failpoints
-
     failpoints._counts.clear()
     with pytest.raises(StorageFull):
         save_state(tmp_path, "joint", state(1), of="x")

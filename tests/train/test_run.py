@@ -119,17 +119,24 @@ running.train(run, part=running.Part(told=told))
 """
 
 
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Run:
+    """A run that nobody disturbed."""
+    run = run_of(data, tmp_path_factory.mktemp("whole"))
+    train(run)
+    return run
+
+
 @pytest.mark.parametrize("dies_at", [1, 4, 8, 13, 17])
-def test_killed_across_the_stages_a_run_ends_the_same(dies_at, data, tmp_path):
-    train(run_of(data, tmp_path / "whole"))
+def test_killed_across_the_stages_a_run_ends_the_same(dies_at, whole, data, tmp_path):
     program = KILLED.format(repository=str(Path(__file__).resolve().parents[2]))
     for number in (dies_at, 1000):
         command = [sys.executable, "-c", program, str(data), str(tmp_path / "killed"), str(number)]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ended.returncode == (-signal.SIGKILL if number == dies_at else 0), ended.stderr
     for chosen in RECIPE.stages:
-        found = [newest_state(run_of(data, tmp_path / name), chosen) for name in ("whole", "killed")]
-        assert same(*found), chosen.name
+        found = newest_state(run_of(data, tmp_path / "killed"), chosen)
+        assert same(newest_state(whole, chosen), found), chosen.name
 
 
 @STAGES
@@ -426,7 +433,7 @@ def test_the_command_line_trains_stops_and_goes_on(tmp_path):
     (tmp_path / "data").mkdir()
     cv2.imwrite(str(tmp_path / "data" / "a.png"), soft_noise(512, 512))
     command = [sys.executable, "-m", "engine.cli", "train", "--data", "data", "--data-licence", "CC0"]
-    command += ["--out", "run", "--recipe", "lite", "--steps", "60", "--stage", "coarse"]
+    command += ["--out", "run", "--recipe", "lite", "--steps", "12", "--stage", "coarse"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as stopped:
         while not list((tmp_path / "run").glob("coarse-*.state")):
@@ -439,7 +446,7 @@ def test_the_command_line_trains_stops_and_goes_on(tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert "stopped" not in ended.stdout
-    assert read_card(tmp_path / "run" / "lite.safetensors").training["stages"]["coarse"]["steps"] == 10
+    assert read_card(tmp_path / "run" / "lite.safetensors").training["stages"]["coarse"]["steps"] == 2
 
 
 def taught(recipe: Recipe) -> Recipe:
