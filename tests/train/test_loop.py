@@ -101,5 +101,5 @@ def test_two_workers_share_their_gradients_stop_together_and_survive_a_death(dat
 
 
 def test_what_would_wait_for_ever_is_refused(data, tmp_path):
-    with pytest.raises(TooFewGpus, match="need 1 of the cluster's GPU, it has 0"):
+    with pytest.raises(TooFewGpus, match="need 1 of this machine's GPU, it has 0"):
         train_on_ray(run_of(data, tmp_path, device="cuda"), workers=1)
