@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.errors import TooFewCpus, TooFewGpus, TrainingError
+from engine.errors import EngineError, TooFewCpus, TooFewGpus, TrainingError
 from engine.models.checkpoint import embedded, find
 from engine.train.checkpoints import STOP
 from engine.train.ingest import TASK_CPUS, streamed
@@ -89,6 +89,8 @@ def train_on_ray(
         )
         _fit(trainer, run.folder)
     except ray.train.TrainingFailedError as error:
+        if failed.exists():
+            raise TrainingError(failed.read_text()) from None
         raise TrainingError(
             f"{run.folder}: the training ended before its end ({error}); run the command again"
         ) from error
@@ -156,7 +158,7 @@ def _work(config: dict[str, Any]) -> None:
     part = Part(rank, world, _parallel, told, _any_of_all) if world > 1 else Part(told=told)
     try:
         train(run, config["stages"], part=part, batches=partial(streamed, run, part))
-    except TrainingError as error:
+    except EngineError as error:
         (run.folder / FAILED).write_text(str(error))
         raise  # so that the others do not wait for this one
     told.report()

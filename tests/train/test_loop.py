@@ -37,7 +37,7 @@ with owned(run.folder):
 REPOSITORY = str(Path(__file__).resolve().parents[2])
 
 
-def start(data: Path, folder: Path, workers: int, steps: int) -> subprocess.Popen[str]:
+def start(data: Path, folder: Path, workers: int, steps: int, **environment: str) -> subprocess.Popen[str]:
     """Given its paths as a user gives them, relative to where it is called."""
     paths = [os.path.relpath(path, folder.parent) for path in (data, folder)]
     command = [sys.executable, "-c", PROGRAM.format(repository=REPOSITORY), *paths, str(workers), str(steps)]
@@ -47,7 +47,7 @@ def start(data: Path, folder: Path, workers: int, steps: int) -> subprocess.Pope
         stdout=subprocess.DEVNULL,
         text=True,
         cwd=folder.parent,
-        env={**os.environ, "PYTHONPATH": REPOSITORY},
+        env={**os.environ, "PYTHONPATH": REPOSITORY, **environment},
     )
 
 
@@ -98,6 +98,15 @@ def test_two_workers_share_their_gradients_stop_together_and_survive_a_death(dat
     steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines() if '"loss"' in line]
     assert len(steps) == len(run.recipe.stages) * (STEPS // 3 // 50)  # every fiftieth once
     assert [one[:2] for one in validated(folder)] == [(s.name, at) for s in RECIPE.stages for at in (0, STEPS // 3)]
+
+
+def test_what_would_fail_again_is_not_tried_again(data, tmp_path):
+    with start(data, tmp_path / "ray", 2, 18, ENGINE_FAILPOINT="temp-write:2:enospc") as running:
+        assert running.wait() == 1
+        said = running.stderr.read()  # type: ignore[union-attr]
+    assert "TrainingError" in said
+    assert "no space left" in said
+    assert not list((tmp_path / "ray").glob("*.state"))
 
 
 def test_what_would_wait_for_ever_is_refused(data, tmp_path):
