@@ -20,6 +20,7 @@
     │   ├── OutputUnsupported      a format cannot hold these channels or bits
     │   ├── OutputExists           another plan's finished work is in the way
     │   ├── OutputBusy             another process is writing the same plan
+    │   ├── NoCluster              no Ray answers, and none can be started
     │   └── TooFewCpus, TooFewGpus the cluster cannot run the workers that are asked for
     ├── StorageError               the disk refused a write while the work ran (exit 3)
     │   ├── StorageFull
@@ -145,6 +146,10 @@ class OutputExists(PlanError):
 
 class OutputBusy(PlanError):
     code = "output-busy"
+
+
+class NoCluster(PlanError):
+    code = "no-cluster"
 
 
 class TooFewCpus(PlanError):

@@ -1,7 +1,6 @@
 # pyright: reportUnknownMemberType=false
 """The Ray cluster that a batch runs on: a local one of its own, or one that is there."""
 
-import logging
 import os
 import shlex
 import sys
@@ -9,11 +8,10 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
-import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from engine.batch.work import Workers
-from engine.errors import BatchError
+from engine.cluster import ray_cluster
 
 OBJECT_STORE_BYTES = 128 << 20
 """Descriptors and receipts only."""
@@ -23,31 +21,18 @@ OBJECT_STORE_BYTES = 128 << 20
 def connected(workers: Workers, *, booked_bytes: int) -> Generator[None]:
     """A connection to their address, or a cluster of this process alone with as many logical CPUs as they book.
 
-    There what they book is there, whatever is free: the machine's memory is the user's business. Raises BatchError.
+    There what they book is there, whatever is free: the machine's memory is the user's business. Raises NoCluster.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if workers.address is None:
-        options |= {
-            "address": "local",
-            "num_cpus": max(os.cpu_count() or 1, workers.count + 1),
-            "object_store_memory": OBJECT_STORE_BYTES,
-            "_memory": booked_bytes,
-            "include_dashboard": False,
-            # One that waits for work spares the next task, or the actor that follows a dead one, seconds of a core.
-            "_system_config": {"idle_worker_killing_time_threshold_ms": 600_000},
-        }
-    else:
-        options["address"] = workers.address
-    try:
-        ray.init(**options)  # pyright: ignore[reportArgumentType]
-    except Exception as error:  # of many kinds, the last resort `Exception` itself
-        where = workers.address or "this machine"
-        raise BatchError(f"{where}: 0 clusters answer ({error}); look at its load, memory and address") from error
-    try:
+    with ray_cluster(
+        workers.address,
+        num_cpus=max(os.cpu_count() or 1, workers.count + 1),
+        object_store_memory=OBJECT_STORE_BYTES,
+        _memory=booked_bytes,
+        # One that waits for work spares the next task, or the actor that follows a dead one, seconds of a core.
+        _system_config={"idle_worker_killing_time_threshold_ms": 600_000},
+    ):
         yield
-    finally:
-        ray.shutdown()
 
 
 def submit(address: str, arguments: Sequence[str]) -> int:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
-import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
+from engine.cluster import ray_cluster
 from engine.errors import EngineError
 from engine.geometry import Box
 from engine.memory import return_freed_memory
@@ -292,16 +292,12 @@ def running(root: Path, *, replicas: tuple[int, int], model: str | None = None) 
     least, most = replicas
     cpus = os.cpu_count() or 1
     os.environ["MALLOC_ARENA_MAX"] = "1"  # for all that Ray starts: threads that come and go leave no heaps behind
-    ray.init(
-        address="local",
+    with ray_cluster(
+        None,
         num_cpus=max(cpus, most + 1),
         object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
         _system_config={"enable_metrics_collection": False},  # nobody can ask for them, and they grow
-    )
-    try:
+    ):
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         deployment = cast("Any", serve.deployment)
         scheduler = deployment(
@@ -327,5 +323,4 @@ def running(root: Path, *, replicas: tuple[int, int], model: str | None = None) 
         ).bind(str(root), scheduler, max(1, cpus // most), model)
         handle = serve.run(replica, name=APP, route_prefix=None)
         yield Service(cast("Any", serve).get_deployment_handle("Scheduler", app_name=APP), cast("Any", handle))
-    finally:
-        ray.shutdown()  # at once: what is under way has been accepted, and goes on with the next start
+        # Ends at once: what is under way has been accepted, and goes on with the next start.

@@ -22,6 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.cluster import ray_cluster
 from engine.errors import EngineError, TooFewCpus, TooFewGpus, TrainingError
 from engine.models.checkpoint import embedded, find
 from engine.train.checkpoints import STOP
@@ -50,25 +51,17 @@ def train_on_ray(
 ) -> None:
     """As `engine.train.run.train`, by so many processes, or between so many as the cluster has room for.
 
-    The folder of the run is one that all nodes share. Raises TrainingError where it ended before its end, TooFewCpus
-    and TooFewGpus.
+    The folder of the run is one that all nodes share. Raises TrainingError where it ended before its end, NoCluster,
+    TooFewCpus and TooFewGpus.
     """
     run = _everywhere(run)
     run.check(stages)
     least, most = (workers, workers) if isinstance(workers, int) else workers
-    options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
-    if address is None:
-        options |= {"num_cpus": max(os.cpu_count() or 1, most + 1), "object_store_memory": OBJECT_STORE_BYTES}
-    try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-    except Exception as error:  # of many kinds, the last resort `Exception` itself
-        raise TrainingError(
-            f"{address or 'this machine'}: 0 clusters answer ({error}); look at its load, memory and address"
-        ) from error
+    gpu = run.device != "cpu"
     failed = run.folder / FAILED
-    failed.unlink(missing_ok=True)
-    try:
-        gpu = run.device != "cpu"
+    cpus = max(os.cpu_count() or 1, most + 1)
+    with ray_cluster(address, num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES):
+        failed.unlink(missing_ok=True)
         if address is None:  # others may grow
             _check_there("CPU", WORKER_CPUS * least + TASK_CPUS, TooFewCpus)
             _check_there("GPU", least if gpu else 0, TooFewGpus)
@@ -87,17 +80,15 @@ def train_on_ray(
                 failure_config=FailureConfig(max_failures=MOST_FAILURES),
             ),
         )
-        _fit(trainer, run.folder)
-    except ray.train.TrainingFailedError as error:
+        try:
+            _fit(trainer, run.folder)
+        except ray.train.TrainingFailedError as error:
+            if not failed.exists():
+                raise TrainingError(
+                    f"{run.folder}: the training ended before its end ({error}); run the command again"
+                ) from error
         if failed.exists():
-            raise TrainingError(failed.read_text()) from None
-        raise TrainingError(
-            f"{run.folder}: the training ended before its end ({error}); run the command again"
-        ) from error
-    finally:
-        ray.shutdown()
-    if failed.exists():
-        raise TrainingError(failed.read_text())
+            raise TrainingError(failed.read_text())
 
 
 def _everywhere(run: Run) -> Run:

@@ -1,4 +1,4 @@
-"""One small Ray cluster for all tests of batches."""
+"""One small Ray cluster for all tests of batches, which is gone before others start their own."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ POISON = "restore segv:1:segv;restore hang:1:hang;draw large segv:1:segv"
 """Pictures of these names end, or hold up, every process that tries them, or that draws a part of them."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     os.environ["ENGINE_FAILPOINT"] = POISON  # before Ray starts: its workers inherit it
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so

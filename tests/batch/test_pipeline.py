@@ -9,13 +9,14 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+import ray
 
 from engine.batch import pipeline
 from engine.batch.cluster import connected
 from engine.batch.inputs import Item
 from engine.batch.pipeline import Pipeline
 from engine.batch.work import DONE, FAILED, REFUSED, Order, Outcome, Workers, restore_item
-from engine.errors import BatchError, NotEnoughMemory, TooFewCpus, TooFewGpus
+from engine.errors import NoCluster, NotEnoughMemory, TooFewCpus, TooFewGpus
 from engine.request import Request
 from tests.networks import TINY, random_checkpoint
 from tests.outputs import timeless
@@ -82,6 +83,12 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
+def test_a_cluster_that_does_not_answer_is_told_of():
+    assert not ray.is_initialized()  # so before all that need the cluster
+    with pytest.raises(NoCluster, match="0 clusters answer"), connected(Workers(1, "127.0.0.1:1"), booked_bytes=1):
+        pass
+
+
 def test_many_pictures_of_every_fate(cluster, folder, model):
     items = pictures(folder / "in", [f"sub {n % 3}/scan {n}" for n in range(20)])
     items += pictures(folder / "in", ["large"], h=700, w=1100)
@@ -138,8 +145,3 @@ def test_a_pool_that_would_starve_is_refused(cluster, folder, monkeypatch):
     monkeypatch.setattr(pipeline, "WORKER_BYTES", 2 << 30)
     with pytest.raises(NotEnoughMemory, match=r"3 workers need 15,569,256,448 of the cluster's memory, it has 8,0"):
         Pipeline(Order(folder), Workers(3))
-
-
-def test_a_cluster_that_does_not_answer_is_told_of():
-    with pytest.raises(BatchError, match="0 clusters answer"), connected(Workers(1, "127.0.0.1:1"), booked_bytes=1):
-        pass
