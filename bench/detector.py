@@ -28,7 +28,8 @@ from quality import references
 from engine.detection import DamageDetector
 from engine.evaluate.metrics import psnr
 from engine.image import ArrayPicture
-from engine.models.checkpoint import find, with_numbers
+from engine.models.card import find
+from engine.models.checkpoint import with_numbers
 from engine.request import Request
 from engine.restoration import Restorer
 from engine.train.overlays import COVERED

@@ -35,7 +35,8 @@ from skimage.restoration import inpaint_biharmonic
 from engine.evaluate.baselines import bicubic_down, bicubic_up, navier_stokes, telea
 from engine.evaluate.metrics import gmsd, gradient_energy, psnr, psnr_y, ssim_y
 from engine.geometry import Size
-from engine.models.checkpoint import find, with_numbers
+from engine.models.card import find
+from engine.models.checkpoint import with_numbers
 from engine.request import Request
 from engine.restoration import Restorer
 from engine.train.damage import HEAVY, LIGHT, MEDIUM, damage_mask

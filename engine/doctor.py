@@ -13,7 +13,8 @@ from engine.errors import EngineError
 from engine.geometry import Box
 from engine.image import ArrayPicture
 from engine.mask import no_mask
-from engine.models.checkpoint import embedded, load, read_card
+from engine.models.card import embedded, read_card
+from engine.models.checkpoint import load
 from engine.models.runner import TorchRunner
 from engine.render import Renderer, Tiling
 

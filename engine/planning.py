@@ -69,7 +69,8 @@ def memory_bytes(card: Card, tiling: Tiling, scale: int, channels: int, dtype: s
     """Upper bound of one process's memory: the widest layers, the shard, the residual's working set."""
     config = card.sizes
     levels = scale.bit_length() - 1
-    head = tiling.batch * (tiling.tile_px + 2 * card.context_px["1"]) ** 2 * 4 * (3 * config.head_channels + 40)
+    across = 3 * config.head_channels // config.head_cell_px**2 + 3 * config.guide_channels
+    head = tiling.batch * (tiling.tile_px + 2 * card.context_px["1"]) ** 2 * 4 * (across + 40)
     widest = head
     if levels:
         local = _shape_of(config)
@@ -207,7 +208,9 @@ def _operations(card: Card, tiling: Tiling, scale: int) -> tuple[float, float]:
     """Multiply-adds for one tile: with its halo, and for its own pixels alone."""
     config, local, levels = card.sizes, _shape_of(card.sizes), scale.bit_length() - 1
     tile = tiling.tile_px
-    head = 9 * config.head_channels * (config.guide_channels + 11 + 2 * config.head_blocks * config.head_channels)
+    cell = config.head_cell_px**2
+    blocks = 2 * len(config.head_dilations) * config.head_channels / cell
+    head = 9 * config.head_channels * (config.guide_channels + 8 + blocks)
     if levels == 0:
         return head * float(tile + 2 * local.head.margin_px) ** 2, head * float(tile) ** 2
     trunk = 9 * config.trunk_channels**2 * (2 * config.trunk_blocks + 3)

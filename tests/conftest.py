@@ -32,6 +32,8 @@ def _seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # a restoration takes all, and training flushes denormal numbers
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

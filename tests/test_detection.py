@@ -16,7 +16,7 @@ from engine.detection import DamageDetector
 from engine.errors import OutputExists, StorageError
 from engine.image import probe
 from engine.mask import DETECTED
-from engine.models.checkpoint import embedded
+from engine.models.card import embedded
 from engine.receipt import Job, read_receipt
 from engine.request import Request
 from engine.restoration import Part, Restorer

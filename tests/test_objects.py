@@ -83,7 +83,7 @@ def test_a_url_and_its_parts():
 def test_a_create_whose_answer_is_lost_is_ours(s3, prefix, action):
     fault = s3.fail(action, "PUT", "record", times=2)
     assert prefix.create("record", b"first")
-    assert fault.met > 2 or action == "lose-answer"
+    assert fault.met > 2 or (action == "lose-answer" and fault.met >= 1)
     assert prefix.get("record") == b"first"
     assert not prefix.create("record", b"second")
 
@@ -92,9 +92,10 @@ def test_a_create_whose_answer_is_lost_is_ours(s3, prefix, action):
 def test_a_conditional_replacement_whose_answer_is_lost_is_ours(s3, prefix, action):
     prefix.put("pointer", b"old")
     _, tag = prefix.read("pointer")
-    s3.fail(action, "PUT", "pointer")
+    fault = s3.fail(action, "PUT", "pointer")
     assert prefix.replace("pointer", b"new", over=tag)
     assert prefix.get("pointer") == b"new"
+    assert fault.met >= 1
     assert not prefix.replace("pointer", b"late", over=tag)
     assert prefix.get("pointer") == b"new"
 
@@ -102,8 +103,9 @@ def test_a_conditional_replacement_whose_answer_is_lost_is_ours(s3, prefix, acti
 def test_a_create_that_lost_its_answer_does_not_take_over_what_another_made(s3, prefix):
     """The request is lost, and before it is repeated another writer stores the record."""
     prefix.put("record", b"theirs")
-    s3.fail("lose-request", "PUT", "record", times=2)
+    fault = s3.fail("lose-request", "PUT", "record", times=2)
     assert not prefix.create("record", b"ours")
+    assert fault.met > 2
     assert prefix.get("record") == b"theirs"
 
 
@@ -123,7 +125,7 @@ def test_a_busy_store_is_asked_again(s3, prefix, method, act, action):
     times = 1 if (method, action) == ("POST", "lose-answer") else 2  # a deletion is looked after, not repeated
     fault = s3.fail(action, method, "", times=times)
     act(prefix)
-    assert fault.met > times or method == "POST"
+    assert fault.met > times or (method == "POST" and fault.met >= 1)
     assert method != "POST" or prefix.size("object") is None
 
 
@@ -152,8 +154,9 @@ def test_a_missing_bucket_is_told(s3):
 
 
 def test_a_slow_store_is_waited_for(s3, prefix):
-    s3.fail("delay", "PUT", "object", seconds=0.5)
+    fault = s3.fail("delay", "PUT", "object", seconds=0.5)
     prefix.put("object", b"bytes")
+    assert fault.met >= 1
     assert prefix.get("object") == b"bytes"
 
 

@@ -1,5 +1,6 @@
 """Every damaged byte of an output is found and named, the same command makes it good, and nothing intact is accused."""
 
+import errno
 import hashlib
 import os
 import random
@@ -551,15 +552,19 @@ def test_a_disk_that_fails_to_read(scene, monkeypatch):
     """Reading is the point of failure, not the bytes: it is named, and no other shard is accused."""
     from engine.tiling import damage
 
-    real, bad = damage.digest_of, scene.canvas / "0" / "c" / "0" / "1" / "1"
+    real, opened, bad = damage.digest_of, damage.open_regular, scene.canvas / "0" / "c" / "0" / "1" / "1"
 
     def failing(path: Path):
         if path == bad:
             raise StorageError(f"{path}: Input/output error")
         return real(path)
 
+    def unreadable(path: Path):
+        if path == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path)
+
     monkeypatch.setattr(damage, "digest_of", failing)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(damage, "file_kind", lambda path, num_bytes: Kind.UNREADABLE)
-        [verdict] = verify_outputs([scene.canvas])
+    monkeypatch.setattr(damage, "open_regular", unreadable)
+    [verdict] = verify_outputs([scene.canvas])
     assert [(problem.path, problem.kind) for problem in verdict.problems] == [(bad, Kind.UNREADABLE)]

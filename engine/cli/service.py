@@ -34,7 +34,6 @@ def serve(
     span = parse_span(replicas, "--replicas")
     limits = Limits(max_pixels=max_pixels, max_queue_megapixels=max_queue, retention_s=86400 * retention_days)
     with typed_errors():
-        say(f"http://{host}:{port}/ serves {store}; Ctrl-C ends it, and what it has accepted goes on when it is back")
         run_service(
             store,
             host=host,
@@ -43,6 +42,9 @@ def serve(
             limits=limits,
             replicas=span,
             model=model,
+            told=lambda address: say(
+                f"{address} serves {store}; Ctrl-C ends it, and what it has accepted goes on when it is back"
+            ),
         )
 
 

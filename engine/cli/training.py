@@ -100,7 +100,7 @@ def train(
 @model_app.command("list")
 def model_list() -> None:
     """The embedded checkpoints."""
-    from engine.models.checkpoint import embedded, read_card
+    from engine.models.card import embedded, read_card
 
     with typed_errors():
         for name, path in embedded().items():

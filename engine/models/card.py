@@ -1,8 +1,9 @@
-"""What a model says of itself; travels beside its weights as JSON."""
+"""What a model says of itself, beside its weights as JSON, and where both are found."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,9 @@ from engine.store import write_atomic
 
 CONFIGS: Mapping[str, type[Config] | type[DetectorConfig]] = {"cra-srgan": Config, "detector": DetectorConfig}
 """By the name of the architecture."""
+
+DEFAULTS = {"clean": "lite"}
+"""Embedded model per degradation."""
 
 Value = str | int | float | bool | None | Mapping[str, "Value"] | list["Value"]
 
@@ -77,3 +81,38 @@ class Card:
 def _frozen(value: object) -> object:
     """JSON knows lists only."""
     return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+
+
+def embedded() -> dict[str, Path]:
+    """Names and weight files of the models that come with the package."""
+    folder = Path(str(resources.files("engine") / "weights"))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def find(model: str) -> Path:
+    """The weights file of an embedded name or of a path."""
+    known = embedded()
+    if model in known:
+        return known[model]
+    path = Path(model)
+    if path.suffix == ".safetensors" and path.is_file():
+        return path
+    raise ModelError(
+        f"model {model!r}: neither one of the {len(known)} embedded ({', '.join(known) or 'none'}) "
+        "nor a .safetensors file; see `engine model list`"
+    )
+
+
+def for_degradation(degradation: str) -> str:
+    """The embedded default for a kind of picture."""
+    if degradation not in DEFAULTS:
+        raise ModelError(
+            f"degradation {degradation!r}: no model is embedded for it (1 is, for {', '.join(DEFAULTS)}); "
+            "use --degradation clean or give --model FILE"
+        )
+    return DEFAULTS[degradation]
+
+
+def read_card(path: Path) -> Card:
+    """The card beside a weights file."""
+    return Card.read(path.with_suffix(".json"))

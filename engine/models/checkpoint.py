@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.models.card import Card, Value
+from engine.models.card import Card, Value, embedded, find, for_degradation, read_card
 from engine.models.cra_srgan.config import Config
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.models.cra_srgan.layers import Padding
@@ -21,8 +20,6 @@ from engine.models.detector import Detector
 from engine.models.detector_config import DetectorConfig
 from engine.store import write_atomic
 
-DEFAULTS = {"clean": "lite"}
-"""Embedded model per degradation."""
 LIVELY = "gan"
 """The embedded model of most texture, which the dial of fidelity begins with."""
 
@@ -33,41 +30,6 @@ class Checkpoint:
 
     card: Card
     network: CraSrgan
-
-
-def embedded() -> dict[str, Path]:
-    """Names and weight files of the models that come with the package."""
-    folder = Path(str(resources.files("engine") / "weights"))
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
-
-
-def find(model: str) -> Path:
-    """The weights file of an embedded name or of a path."""
-    known = embedded()
-    if model in known:
-        return known[model]
-    path = Path(model)
-    if path.suffix == ".safetensors" and path.is_file():
-        return path
-    raise ModelError(
-        f"model {model!r}: neither one of the {len(known)} embedded ({', '.join(known) or 'none'}) "
-        "nor a .safetensors file; see `engine model list`"
-    )
-
-
-def for_degradation(degradation: str) -> str:
-    """The embedded default for a kind of picture."""
-    if degradation not in DEFAULTS:
-        raise ModelError(
-            f"degradation {degradation!r}: no model is embedded for it (1 is, for {', '.join(DEFAULTS)}); "
-            "use --degradation clean or give --model FILE"
-        )
-    return DEFAULTS[degradation]
-
-
-def read_card(path: Path) -> Card:
-    """The card beside a weights file."""
-    return Card.read(path.with_suffix(".json"))
 
 
 def build(config: Config | DetectorConfig, *, padding: Padding = "valid") -> CraSrgan | Detector:

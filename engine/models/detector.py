@@ -32,10 +32,10 @@ class Detector(Network):
         self.config = config
         widths = config.channels
         self.enter = Conv(12, widths[0], padding="same")
-        self.seen = nn.ModuleList(ResidualGroup(width, 1, padding="same") for width in widths)
+        self.seen = nn.ModuleList(ResidualGroup(width, (1,), padding="same") for width in widths)
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairwise(widths))
         self.up = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairwise(widths))
-        self.told = nn.ModuleList(ResidualGroup(width, 1, padding="same") for width in widths[:-1])
+        self.told = nn.ModuleList(ResidualGroup(width, (1,), padding="same") for width in widths[:-1])
         self.leave = SubPixelConv(widths[0], 1, padding="same")
         self._begin()
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -179,7 +179,11 @@ def listed(desk: AtDesk, owner: Asker) -> list[Restoration]:
     """The jobs of this key, the newest first; at most 100."""
     own = [job for job in list(desk.archive.jobs.values()) if job.owner == owner.name]
     newest = sorted(own, key=lambda job: -job.created)[:100]
-    return [described(desk, job) for job in newest if job.picture in desk.archive.pictures]
+    found: list[Restoration] = []
+    for job in newest:
+        with suppress(NotFound):  # deleted meanwhile
+            found.append(described(desk, job))
+    return found
 
 
 @restorations.get("/v1/restorations/{job_id}")
@@ -214,7 +218,9 @@ async def result(
     """The restored picture as a file: tiff, png, jpeg or ome-zarr (zipped). Ranges are answered."""
     if format not in RESULTS:
         raise BadRequest(f"format: {format!r} is none of {', '.join(RESULTS)}")
-    found, _ = desk.progress(job.picture)
+    found, failure = desk.progress(job.picture)
+    if failure is not None:
+        raise NotFound(f"0 files will be there, the picture has failed ({failure.code}): {failure.detail}")
     if found.state is not State.DONE:
         raise NotReady(f"the picture is {found.state}, {100 * found.share:.0f} % are done; ask again when it is done")
     path = exported(desk.folder(job), format)

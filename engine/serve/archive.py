@@ -98,9 +98,9 @@ def new_id() -> str:
     return secrets.token_hex(ID_BYTES)
 
 
-def work_of(owner: str, image_sha256: str, mask_sha256: str | None, options: Options) -> str:
-    """The same for equal work of one owner."""
-    told = json.dumps([owner, image_sha256, mask_sha256, asdict(options)])
+def work_of(owner: str, image_sha256: str, mask_sha256: str | None, options: Options, *, model_sha256: str) -> str:
+    """The same for equal work of one owner by one model."""
+    told = json.dumps([owner, image_sha256, mask_sha256, asdict(options), model_sha256])
     return hashlib.sha256(told.encode()).hexdigest()[: 2 * ID_BYTES]
 
 
@@ -190,6 +190,11 @@ class Archive:
         known = self._equal(work)
         return known is None or self._is_worth_trying_again(known.id)
 
+    def num_jobs(self, work: str) -> int:
+        """Of equal work."""
+        known = self._equal(work)
+        return 0 if known is None else sum(job.picture == known.id for job in list(self.jobs.values()))
+
     def _equal(self, work: str) -> Picture | None:
         return next((one for one in list(self.pictures.values()) if one.work == work), None)
 
@@ -202,7 +207,8 @@ class Archive:
         with self._changing:
             if picture not in self.pictures:
                 return
-            write_atomic(self.folder(picture) / _END, seal(asdict(end)))
+            with suppress(FileNotFoundError):  # a folder that someone has removed: remembered as long as this runs
+                write_atomic(self.folder(picture) / _END, seal(asdict(end)))
             self.ends[picture] = end
 
     def drop(self, job: str) -> tuple[str, Path] | None:
@@ -232,11 +238,6 @@ class Archive:
             first[job.picture] = min(job.created, first.get(job.picture, job.created))
         left = [one for one in list(self.pictures.values()) if one.id in first and one.id not in self.ends]
         return sorted(left, key=lambda picture: first[picture.id])
-
-    @property
-    def promised_bytes(self) -> int:
-        """What the pictures that have not ended may take."""
-        return sum(one.projected_bytes for one in list(self.pictures.values()) if one.id not in self.ends)
 
     def measure(self, picture: str) -> None:
         """Counts what an ended picture takes anew: files were added."""

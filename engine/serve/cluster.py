@@ -36,7 +36,7 @@ MEGAPIXELS_PER_REPLICA = 16.0
 LONG_POLL_S = 2.0
 HEARTBEAT_S = 1.0
 STALL_S = 300.0
-"""A task that takes longer hangs: its replica is replaced."""
+"""A task that takes longer, beside its patience, hangs: its replica is replaced."""
 RETRY_S = 1.0
 ENDING_S = 20.0
 KEPT_S = 10.0
@@ -74,7 +74,7 @@ class Snapshot:
     megapixels_per_s: float | None
     num_workers: int
     longest_s: float
-    """Of the tasks under way."""
+    """Of the tasks under way, beside what they may take."""
     tasks_done: int
     tasks_failed: int
     task_seconds: float
@@ -186,7 +186,8 @@ class Replica:
         self._root, self._scheduler, self._threads, self._model = Path(root), scheduler, threads, model
         self._name = uuid4().hex
         self._left = 0.0
-        self._since: float | None = None
+        self._until: float | None = None
+        """Then its task hangs."""
         self._stop = threading.Event()
         self._pulling = threading.Thread(target=self._pull, daemon=True)
         self._pulling.start()
@@ -198,11 +199,11 @@ class Replica:
 
     async def check_health(self) -> None:
         """For Ray Serve, which replaces a replica that raises."""
-        since = self._since
+        until = self._until
         if not self._pulling.is_alive():
             raise RuntimeError("the thread that works has died")
-        if since is not None and time.monotonic() - since > STALL_S:
-            raise RuntimeError(f"at one task for more than {STALL_S:g} s")
+        if until is not None and time.monotonic() > until:
+            raise RuntimeError("at one task for longer than such a task takes")
 
     def export(self, picture: str, fmt: str) -> str:
         """The file of a finished picture in another format. Raises what `engine.restoration.export_finished` does."""
@@ -243,9 +244,10 @@ class Replica:
         from engine.serve.studio import Site
 
         folder = self._folder(task.picture)
-        self._since = time.monotonic()
         try:
-            return Report(studio.do(task, Site(folder, read_picture(folder))), task)
+            picture = read_picture(folder)
+            self._until = time.monotonic() + STALL_S + task.patience_s(picture.megapixels)
+            return Report(studio.do(task, Site(folder, picture)), task)
         except EngineError as error:
             studio.forget(task.picture)
             detail = str(error).replace(f"{folder}/", "")
@@ -255,7 +257,7 @@ class Replica:
             log.exception("%s of %s", task.kind, task.picture)
             return self._failed(task, Failure("internal", "an error of this program; report it"))
         finally:
-            self._since = None
+            self._until = None
 
     def _failed(self, task: Task, failure: Failure) -> Report:
         if failure.whose is not Whose.PICTURE:

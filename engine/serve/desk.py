@@ -58,6 +58,7 @@ HUNG_S = 60.0
 MOST_LOOKS = 1000
 MOST_STREAMS = 64
 """Of events, for each owner."""
+MOST_JOBS_OF_A_PICTURE = 1000
 MOST_DRAWN_AT_ONCE_PX = 1 << 25
 """Of the input, for a shard of a smaller output: a task that takes minutes looks as if it hung."""
 _TOKEN_BYTES = 16
@@ -97,6 +98,8 @@ class Desk:
     archive: Archive
     scheduler: Any
     limits: Limits
+    model_sha256: str = ""
+    """Of the weights that restore."""
     gallery: Gallery = field(default_factory=Gallery)
     told: "Snapshot | None" = None
     told_at: float = float("-inf")
@@ -199,9 +202,15 @@ class Desk:
                 f"{used + num_bytes:,} bytes are needed for this key's pictures, it may have {owner.max_bytes:,}; "
                 "delete some"
             )
-        free = free_bytes(self.archive.root) - self.limits.keep_free_bytes - self.archive.promised_bytes
+        free = free_bytes(self.archive.root) - self.limits.keep_free_bytes - self._promised_bytes
         if num_bytes > free:
-            raise StoreFull(f"{num_bytes:,} bytes are needed, {max(0, free):,} are free; come back later")
+            raise StoreFull(f"{num_bytes:,} bytes are needed, {max(0, free):,.0f} are free; come back later")
+
+    @property
+    def _promised_bytes(self) -> float:
+        """What the pictures that have not ended may still take: half of it as a canvas, which grows."""
+        running = [one for one in list(self.archive.pictures.values()) if one.id not in self.archive.ends]
+        return sum(one.projected_bytes * (1 - self.progress(one.id)[0].share / 2) for one in running)
 
     def _check_uploads(self, owner: Owner) -> None:
         uploads = sum(upload.owner == owner.name for upload in self._uploads)
@@ -269,6 +278,11 @@ class Desk:
             self._last[owner.name], upload.megapixels = picture.megapixels, 0.0
             if self.archive.needs_work(picture.work):
                 self.check_room(owner, num_bytes=picture.projected_bytes, megapixels=picture.megapixels)
+            elif (jobs := self.archive.num_jobs(picture.work)) >= MOST_JOBS_OF_A_PICTURE:
+                raise TooManyRequests(
+                    f"{jobs} jobs are of this very picture, {MOST_JOBS_OF_A_PICTURE} are the most; use one of them",
+                    retry_after_s=RETRY_S,
+                )
             upload.megapixels = picture.megapixels
             job = await asyncio.to_thread(self.archive.accept, folder, picture, job)
             upload.megapixels = 0.0
@@ -396,7 +410,13 @@ class Desk:
         projected = 2 * sum(canvas_bytes(Grid(size), info.channels, info.dtype) for size in sizes)
         return Picture(
             id=new_id(),
-            work=work_of(owner.name, image.sha256, None if mask is None else mask.sha256, options),
+            work=work_of(
+                owner.name,
+                image.sha256,
+                None if mask is None else mask.sha256,
+                options,
+                model_sha256=self.model_sha256,
+            ),
             owner=owner.name,
             image=path.name,
             mask=None if masked is None else masked.name,
@@ -441,11 +461,16 @@ class Desk:
             self._known, self._untold = (told.generation, 0), True
         for number, (picture, failure) in enumerate(told.ended, start=told.first + 1):
             if number > self._known[1]:
-                await asyncio.to_thread(self._end, picture, failure)
+                try:
+                    await asyncio.to_thread(self._end, picture, failure)
+                except Exception:
+                    log.warning("the end of %s cannot be stored yet", picture, exc_info=True)
+                    break  # it is told again
                 self._known = told.generation, number
-        if self._untold:
-            await self._add(self.archive.unfinished())
-            self._untold = False
+        else:
+            if self._untold:
+                await self._add(self.archive.unfinished())
+                self._untold = False
         for picture in [name for name in self._fresh if name in told.progress or name in self.archive.ends]:
             del self._fresh[picture]
         self.told, self.told_at = told, time.monotonic()

@@ -82,13 +82,13 @@ def add_key(path: Path, name: str, *, max_bytes: int = MAX_BYTES) -> str:
 
     Raises PlanError where the name is taken or not one.
     """
-    text = path.read_text(encoding="utf-8") if path.exists() else "# name  sha256 of the key  bytes of its pictures\n"
+    text = path.read_text(encoding="utf-8") if path.exists() else "# name  sha256 of the key  bytes of its pictures"
     key = secrets.token_urlsafe(KEY_BYTES)
     line = f"{name} {sha256(key.encode()).hexdigest()} {max_bytes}"
     if _LINE.fullmatch(line) is None or re.search(rf"^{re.escape(name)}\s", text, re.MULTILINE):
         raise PlanError(
-            f"{path}: {name!r} is taken, or not 1 to 64 letters, digits, dots or dashes; choose another name"
+            f"{path}: {name!r} is taken, or not 1 to 64 letters, digits and any of ._-; choose another name"
         )
-    write_atomic(path, (text + line + "\n").encode())
+    write_atomic(path, f"{text.rstrip()}\n{line}\n".lstrip().encode())
     path.chmod(0o600)
     return key

@@ -175,10 +175,18 @@ def _base(request: Request) -> str:
 
 
 async def _view(request: Request, job: Job, layer: str) -> view.View:
+    """Raises NotReady for what is to come, NotFound for what will never be there."""
     desk = desk_of(request)
     folder = desk.folder(job)
     found = desk.gallery.opened(folder, layer)
-    return found if isinstance(found, view.Stored) else await _drawing(request, job, desk.gallery.view, folder, layer)
+    if isinstance(found, view.Stored):
+        return found
+    try:
+        return await _drawing(request, job, desk.gallery.view, folder, layer)
+    except NotReady:
+        if layer not in described(desk, job).links.iiif or desk.progress(job.picture)[1] is not None:
+            raise NotFound(f"0 pixels of {layer!r} will be there: it was not sent, or the picture has failed") from None
+        raise
 
 
 async def _drawing(request: Request, job: Job, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

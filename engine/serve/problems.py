@@ -30,7 +30,6 @@ STATUS: Mapping[str, int] = {
         (errors.QueueFull, 503),
         (errors.StorageError, 503),
         (errors.StorageReadOnly, 503),
-        (errors.DecoderOutOfMemory, 503),
         (errors.DecoderUnavailable, 503),
         (errors.StoreFull, 507),
         (errors.StorageFull, 507),

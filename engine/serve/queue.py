@@ -36,6 +36,8 @@ MOST_LOSSES = 3
 """Workers that a picture may cost without anything done in between; then it is blamed."""
 SILENT_S = 6.0
 """A worker that has not been heard of for so long is lost."""
+WHOLE_S_PER_MEGAPIXEL = 0.5
+"""By so much longer a task may take that reads, or checks, all of a picture: it does not hang."""
 _SMOOTHING = 0.2
 _OF_SURROUNDINGS = codes(OutputBusy, NotEnoughDisk, StorageFull, StorageReadOnly, DecoderUnavailable)
 _OF_PICTURES = codes(InputError, PlanError, ModelError)
@@ -62,6 +64,10 @@ class Task:
     picture: str
     kind: Kind
     keys: tuple[ShardKey, ...] = ()
+
+    def patience_s(self, megapixels: float) -> float:
+        """By so much longer than the drawing of a few shards it may take, for a picture of so many megapixels."""
+        return 0.0 if self.kind is Kind.DRAW else WHOLE_S_PER_MEGAPIXEL * megapixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +278,14 @@ class Queue:
         return None if found is None else found.task
 
     def longest_s(self, *, now: float) -> float:
-        """How long the worker has been at its task that has been so for longest."""
-        return max((self.seconds_of(name, now=now) for name in self._workers), default=0.0)
+        """How long the worker has been at its task that has been so for longest, beside what such a task may take."""
+        return max(
+            (now - at.since - self._patience_s(at.task) for at in self._workers.values() if at.task), default=0.0
+        )
+
+    def _patience_s(self, task: Task) -> float:
+        picture = self._pictures.get(task.picture)
+        return 0.0 if picture is None else task.patience_s(picture.megapixels)
 
     def seconds_of(self, worker: str, *, now: float) -> float:
         """How long a worker has been at its task."""
@@ -377,7 +389,8 @@ class Queue:
         best: tuple[tuple[float, bool, int], str] | None = None
         for name, picture in self._pictures.items():
             if picture.has_task:
-                rank = (self._had.get(picture.owner, 0.0), not picture.looked_at, picture.order)
+                is_seen = bool(picture.looked_at or picture.looks)
+                rank = (self._had.get(picture.owner, 0.0), not is_seen, picture.order)
                 if best is None or rank < best[0]:
                     best = rank, name
         return None if best is None else best[1]

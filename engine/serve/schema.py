@@ -59,7 +59,7 @@ class Problem(BaseModel):
 
 
 class Links(BaseModel):
-    """Addresses; who has one may look at this job without a key."""
+    """Addresses. All but `self` carry a token: who has one may look at this job without a key."""
 
     self: str
     events: str
@@ -85,7 +85,7 @@ class Restoration(BaseModel):
                     "seconds_left": 31.5,
                     "width": 8192,
                     "height": 8192,
-                    "created": "2026-11-21T20:30:00Z",
+                    "created": "2026-11-21T20:30:00+00:00",
                     "problem": None,
                     "links": {
                         "self": f"/v1/restorations/{_EXAMPLE_ID}",

@@ -1,6 +1,7 @@
 """Runs the endpoint: uvicorn in front, Ray Serve behind (see docs/decisions)."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from engine.errors import EngineError, NotReady, PlanError
 from engine.memory import keep_freed_memory, return_freed_memory_for_ever, share_one_heap
+from engine.models.card import find, for_degradation, read_card
 from engine.serve.app import Export, make_app
 from engine.serve.archive import Archive
 from engine.serve.cluster import Service, running
@@ -115,11 +117,16 @@ def serve(
     limits: Limits | None = None,
     replicas: tuple[int, int] = (1, 2),
     model: str | None = None,
+    told: Callable[[str], None] = print,
 ) -> None:
-    """Runs until it is told to end. Raises PlanError where others could reach it and it has no keys."""
+    """Runs until it is told to end; `told` is given its address when it has started.
+
+    Raises PlanError where others could reach it and it has no keys.
+    """
     keys = Keys() if keys_file is None else Keys.read(keys_file)
     if host not in LOOPBACK and not keys.owners:
         raise PlanError(f"{host}: 0 keys protect a service that others reach; give --keys FILE, or leave out --host")
+    card = read_card(find(model or for_degradation("clean")))
     keep_freed_memory()  # tiles are as large as each other
     share_one_heap()
     return_freed_memory_for_ever()
@@ -128,7 +135,7 @@ def serve(
         (archive.folder(picture.id) / OVERVIEW).unlink(missing_ok=True)
     try:
         with running(archive.root, replicas=replicas, model=model) as service:
-            desk = Desk(archive, service.scheduler, limits or Limits())
+            desk = Desk(archive, service.scheduler, limits or Limits(), model_sha256=card.sha256)
             app = make_app(desk, keys, exporter(service), hosts=() if keys.owners else LOOPBACK)
             config = uvicorn.Config(
                 app,
@@ -144,6 +151,7 @@ def serve(
                 access_log=False,
                 log_level="warning",
             )
+            told(f"http://{host}:{port}/")
             uvicorn.Server(config).run()
     finally:
         archive.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import uvicorn
 
+from engine.errors import PlanError
 from engine.image import probe
 from engine.mask import find_mask
 from engine.restoration import Restorer, export_finished
@@ -28,8 +29,11 @@ def show(
     """Runs until it is told to end; `told` is given the address of the page.
 
     image, mask: what the output was made from, to be shown beside it.
-    Raises StorageError where `canvas` is no finished output, and what reading the others raises.
+    Raises StorageError where `canvas` is no finished output, PlanError for a mask alone, and what reading the others
+    raises.
     """
+    if mask is not None and image is None:
+        raise PlanError("0 images are given beside 1 mask; give --image, what the output was made from")
     with tempfile.TemporaryDirectory(prefix="engine-view-") as name:
         desk, job = lay_out(Path(name), canvas, image=image, mask=mask)
         told(f"http://127.0.0.1:{port}/#{job.id}.{desk.token(job.id)}")

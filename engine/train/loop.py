@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.cluster import ray_cluster
 from engine.errors import EngineError, TooFewCpus, TooFewGpus, TrainingError
-from engine.models.checkpoint import embedded, find
+from engine.models.card import embedded, find
 from engine.train.checkpoints import STOP
 from engine.train.ingest import TASK_CPUS, streamed
 from engine.train.run import LOG_EVERY_STEPS, Part, Run, stop_flag, train

@@ -25,9 +25,9 @@ from torch import Tensor
 from engine.errors import TrainingError
 from engine.geometry import ceil_div
 from engine.memory import available_memory, return_freed_memory
-from engine.models.card import Card, Value
-from engine.models.checkpoint import find as find_model
-from engine.models.checkpoint import load, read_card, read_weights, save
+from engine.models.card import Card, Value, read_card
+from engine.models.card import find as find_model
+from engine.models.checkpoint import load, read_weights, save
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.objects import Place
 from engine.store import storage_errors, write_atomic

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.geometry import ceil_div
+from engine.geometry import Box, ceil_div
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.models.cra_srgan.guide import GlobalPass, harmonic_fill
 from engine.models.cra_srgan.handover import RATIO_LIMIT, aggregate, balanced, contrast, detail_gain, with_ratio
@@ -130,16 +130,13 @@ def enlarge(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
-def enlarge_window(x: Tensor, factor: int, origin: tuple[int, int], side_px: int) -> Tensor:
-    """`enlarge(x, factor)` on a window of `side_px` native pixels at `origin`, without the rest."""
-    spans = [
-        (max(0, start // factor - 1), min(length, ceil_div(start + side_px, factor) + 1), start)
-        for start, length in zip(origin, x.shape[-2:], strict=True)
-    ]
-    (top, bottom, y), (left, right, x0) = spans
+def enlarge_window(x: Tensor, factor: int, window: Box) -> Tensor:
+    """`enlarge(x, factor)` on a window, in native pixels, without the rest."""
+    h, w = x.shape[-2:]
+    top, left = (max(0, start // factor - 1) for start in (window.y0, window.x0))
+    bottom, right = (min(n, ceil_div(stop, factor) + 1) for n, stop in ((h, window.y1), (w, window.x1)))
     enlarged = enlarge(x[..., top:bottom, left:right], factor)
-    y, x0 = y - top * factor, x0 - left * factor
-    return enlarged[..., y : y + side_px, x0 : x0 + side_px]
+    return enlarged[(..., *window.shifted(-top * factor, -left * factor).slices)]
 
 
 def coarse_loss(network: CraSrgan, batch: DamagedBatch, weights: LossWeights) -> Found:
@@ -242,17 +239,20 @@ class Window:
 
 
 def composite_window(network: CraSrgan, batch: DamagedBatch, found: GlobalPass, window_px: int) -> Window:
-    """The scale-1 output on the batch's window."""
+    """The scale-1 output on the batch's window; the head sees what lies around it, as far as the crop goes."""
     y, x = batch.window_px
-    inner = (..., slice(y, y + window_px), slice(x, x + window_px))
-    pixels, missing = batch.intact[inner], batch.missing[inner]
+    inner = Box(y, x, y + window_px, x + window_px)
+    outer = inner.grown(network.local.head.reach_px).intersection(Box(0, 0, *batch.missing.shape[-2:]))
+    seen = (..., *outer.slices)
+    pixels, missing = batch.intact[seen], batch.missing[seen]
     base, fill, features = (
-        enlarge_window(part, batch.factor, batch.window_px, window_px)
+        enlarge_window(part, batch.factor, outer)
         for part in (found.base, found.fill, with_ratio(found.features.float(), batch.factor))
     )
-    detail = _borrowed_detail(batch, found)[inner] if detail_gain(batch.factor) else torch.zeros_like(fill)
-    composite = network.local.head(pixels * (1 - missing), missing, fill, detail, features)
-    return Window(composite.float(), pixels, missing, features, base)
+    detail = _borrowed_detail(batch, found)[seen] if detail_gain(batch.factor) else torch.zeros_like(fill)
+    composite = network.local.head(pixels * (1 - missing), missing, fill, detail, features).float()
+    window = (..., *inner.shifted(-outer.y0, -outer.x0).slices)
+    return Window(composite[window], pixels[window], missing[window], features[window], base[window])
 
 
 def _borrowed_detail(batch: DamagedBatch, found: GlobalPass) -> Tensor:

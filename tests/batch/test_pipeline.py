@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
 import cv2
@@ -85,8 +86,10 @@ def command_line(process: psutil.Process) -> list[str]:
 
 def test_a_cluster_that_does_not_answer_is_told_of():
     assert not ray.is_initialized()  # so before all that need the cluster
-    with pytest.raises(NoCluster, match="0 clusters answer"), connected(Workers(1, "127.0.0.1:1"), booked_bytes=1):
+    refused, started = r"127\.0\.0\.1:1: 0 clusters answer \(\[Errno 111\]", time.monotonic()
+    with pytest.raises(NoCluster, match=refused), connected(Workers(1, "127.0.0.1:1"), booked_bytes=1):
         pass
+    assert time.monotonic() - started < 30  # Ray alone would ask for minutes
 
 
 def test_many_pictures_of_every_fate(cluster, folder, model):
@@ -98,12 +101,14 @@ def test_many_pictures_of_every_fate(cluster, folder, model):
     broken.write_bytes(b"not a picture")
     bad = [Item(str(broken), "broken", None, None), Item(items[0].image, "maskless", None, "no mask fits")]
     found = ends(Pipeline(order, Workers(2)), [*items, *bad])
+    assert found.keys() == {item.name for item in [*items, *bad]}
     assert {outcome.reason for outcome in found.values()} == {None, "unreadable-input", "mask-unavailable"}
     assert [found[item.name].status for item in bad] == [REFUSED, REFUSED]
     assert outputs(folder / "out") == expected
     assert list((folder / "out" / "_batch" / "attempts").iterdir()) == []
 
     again = ends(Pipeline(order, Workers(1)), items)
+    assert again.keys() == {item.name for item in items}
     assert all(outcome.shards_reused == outcome.shards_total for outcome in again.values())
     assert outputs(folder / "out") == expected
 
@@ -132,8 +137,8 @@ def test_poison_is_put_aside_and_the_innocent_are_not(cluster, folder, model):
     bad = ("segv", "hang", "large segv")
     for name in bad:
         assert (found[name].status, found[name].reason, found[name].attempts) == (FAILED, "process-died", 3)
+    assert found.keys() == {item.name for item in items}
     assert all(outcome.status == DONE for name, outcome in found.items() if name not in bad)
-    assert sum(path.suffix == ".png" for path in (folder / "out").glob("scan *.png")) >= 12
 
 
 def test_a_pool_that_would_starve_is_refused(cluster, folder, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,13 @@ def held(order, item) -> FileLock:
 
 @pytest.mark.parametrize("how", ["restored", "finished"])
 def test_a_picture_is_waited_for_that_a_dying_process_still_holds(order, item, held, tmp_path, how):
-    timer = threading.Timer(0.7, held.release)
+    timer, started = threading.Timer(0.7, held.release), time.monotonic()
     timer.start()
     if how == "restored":
         (outcome,) = Restoring(Here("node", tmp_path), order, Workers(1))(Bundle((item,)), {})
     else:
         outcome = pickle.loads(tiles.finish(pickle.dumps((order, item))))
+    assert time.monotonic() - started > 0.6
     timer.join()
     assert (outcome.status, outcome.reason) == (DONE, None)
 

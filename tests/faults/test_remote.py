@@ -212,17 +212,23 @@ def test_a_pointer_that_another_writer_stored_meanwhile_is_looked_at_again(prefi
 
     One of the two needs its canvas only as a step, and deletes it.
     """
-    real, looks = remote.read_pointer, []
+    real, publish, publishing = remote.read_pointer, remote.publish, [False, False]
 
     def late(out, name):
         found = real(out, name)
-        looks.append(name)
-        if len(looks) == (3 if second == "ome-zarr" else 4):  # the look in `publish`
+        if publishing == [True, False]:  # the first look there
+            publishing[1] = True
             run(prefix, formats=(first,))
         return found
 
+    def begun(*arguments, **named):
+        publishing[0] = True
+        return publish(*arguments, **named)
+
     monkeypatch.setattr(remote, "read_pointer", late)
+    monkeypatch.setattr(remote, "publish", begun)
     run(prefix, formats=(second,))
+    assert publishing == [True, True]
     assert set(real(prefix, "a").receipt["outputs"]) == {"ome-zarr", "png", "generated"}
     assert [verdict.intact for verdict in verify_outputs([prefix])] == [True]
 
@@ -293,7 +299,8 @@ def test_the_commands_take_urls_or_say_that_they_do_not(prefix, run, folder, tmp
     damage_shard(prefix)
     assert runner.invoke(app, ["verify", str(prefix / "a.json")]).exit_code == 3
     run(prefix)
-    assert runner.invoke(app, ["clean", str(prefix)]).output == ""
+    cleaned = runner.invoke(app, ["clean", str(prefix)])
+    assert (cleaned.exit_code, cleaned.output) == (0, "")
     export = ["export", str(prefix / "a.json"), "--format", "tiff"]
     assert runner.invoke(app, export).exit_code == 2
     done = runner.invoke(app, [*export, "--out", str(tmp_path)])

@@ -1,6 +1,9 @@
 """Weights and cards: what belongs together loads, everything else says why not."""
 
+import hashlib
 import json
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,16 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from engine.errors import ModelError
-from engine.models.card import Card
+from engine.models.card import Card, embedded, find, for_degradation, read_card
 from engine.models.checkpoint import (
     between,
     chosen,
-    embedded,
-    find,
-    for_degradation,
     load,
     load_detector,
-    read_card,
     read_weights,
     save,
     with_numbers,
@@ -105,11 +104,28 @@ def test_an_unknown_name_is_refused_with_those_that_exist(name):
         find(name)
 
 
-def test_a_pickle_is_never_opened(tmp_path):
-    path = tmp_path / "model.pt"
-    torch.save({"a": torch.zeros(1)}, path)
-    with pytest.raises(ModelError):
-        load(str(path))
+class Trap:
+    """Opened as a pickle it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_never_opened(checkpoint, tmp_path):
+    """Not even with the name of safetensors and a card that knows it."""
+    checkpoint.write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    card = checkpoint.with_suffix(".json")
+    fields = json.loads(card.read_text())
+    fields["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    card.write_text(json.dumps(fields))
+    with pytest.raises(ModelError, match="do not fit"):
+        load(str(checkpoint))
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(checkpoint.read_bytes())
+    assert (tmp_path / "sprung").exists()  # it was set
 
 
 def test_every_embedded_model_loads_and_the_defaults_are_among_them():

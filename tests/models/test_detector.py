@@ -9,7 +9,8 @@ from engine import detection
 from engine.detection import DamageDetector
 from engine.errors import ModelError
 from engine.image import ArrayPicture
-from engine.models.checkpoint import load, load_detector, read_card
+from engine.models.card import read_card
+from engine.models.checkpoint import load, load_detector
 from engine.models.cra_srgan.layers import crop
 from engine.models.detector import Detector
 from engine.models.detector_config import DetectorConfig

@@ -11,7 +11,15 @@ from engine.geometry import round_up
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.models.cra_srgan.guide import harmonic_fill
 from engine.models.cra_srgan.handover import with_ratio
-from engine.models.cra_srgan.layers import GatedConv, GatedResidual, ResidualBlock, SubPixelConv, crop
+from engine.models.cra_srgan.layers import (
+    GatedConv,
+    GatedResidual,
+    ResidualBlock,
+    SubPixelConv,
+    crop,
+    depth_to_space,
+    space_to_depth,
+)
 from engine.models.cra_srgan.local import LocalHalf, Margins, SuperResolutionStage, Trunk
 from tests.networks import TINY, random_network
 
@@ -55,6 +63,13 @@ def projected(picture: Tensor, residual: Tensor | float) -> Tensor:
     """Bicubic and the residual, with what their reduction lacks of the picture added again."""
     estimate = resized(picture, 2.0) + residual
     return estimate + resized(picture - resized(estimate, 0.5), 2.0)
+
+
+def test_pixels_go_into_channels_and_come_back():
+    x = torch.randn(2, 5, 6, 8)
+    corners = [x[..., y::2, x0::2] for y in (0, 1) for x0 in (0, 1)]
+    assert torch.equal(space_to_depth(x), torch.cat(corners, 1))
+    assert torch.equal(depth_to_space(space_to_depth(x)), x)
 
 
 @pytest.mark.parametrize(("padding", "pad"), [("same", 1), ("valid", 0)])

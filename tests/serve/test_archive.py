@@ -72,15 +72,16 @@ def test_a_reduction_counts_as_much_as_is_read_for_it():
 
 
 def test_what_is_equal():
-    same = work_of("a", "1" * 64, None, Options(scale=4))
-    assert same == work_of("a", "1" * 64, None, Options(scale=4))
+    same = work_of("a", "1" * 64, None, Options(scale=4), model_sha256="m")
+    assert same == work_of("a", "1" * 64, None, Options(scale=4), model_sha256="m")
     others = [
-        work_of("b", "1" * 64, None, Options(scale=4)),
-        work_of("a", "2" * 64, None, Options(scale=4)),
-        work_of("a", "1" * 64, "3" * 64, Options(scale=4)),
-        work_of("a", "1" * 64, None, Options(scale=2)),
+        work_of("b", "1" * 64, None, Options(scale=4), model_sha256="m"),
+        work_of("a", "2" * 64, None, Options(scale=4), model_sha256="m"),
+        work_of("a", "1" * 64, "3" * 64, Options(scale=4), model_sha256="m"),
+        work_of("a", "1" * 64, None, Options(scale=2), model_sha256="m"),
+        work_of("a", "1" * 64, None, Options(scale=4), model_sha256="n"),
     ]
-    assert len({same, *others}) == 5
+    assert len({same, *others}) == 6
 
 
 def test_what_was_cut_short_is_removed(tmp_path):

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -15,6 +16,8 @@ from engine.serve.archive import Archive, Job, Options
 from engine.serve.cluster import Snapshot
 from engine.serve.desk import MOST_STREAMS, Desk, Limits
 from engine.serve.keys import ANYBODY, Owner
+from engine.serve.queue import Progress, State
+from tests.serve.test_archive import job, picture, upload
 
 ONE, TWO = Owner("one", 10_000), Owner("two", 10_000)
 
@@ -71,6 +74,18 @@ def test_bytes_of_a_key_and_of_the_disk(desk, monkeypatch):
     monkeypatch.setattr("engine.serve.desk.free_bytes", lambda path: 500)
     with pytest.raises(StoreFull, match="600 bytes are needed, 500 are free"):
         desk.check_room(ONE, num_bytes=600, megapixels=1)
+
+
+def test_what_is_drawn_already_is_not_promised_again(desk, monkeypatch):
+    archive = desk.archive
+    archive.accept(upload(archive), replace(picture("p"), projected_bytes=1000), job("one"))
+    monkeypatch.setattr("engine.serve.desk.free_bytes", lambda path: 1200)
+    with pytest.raises(StoreFull, match="600 bytes are needed, 200 are free"):
+        desk.check_room(ONE, num_bytes=600, megapixels=1)
+    desk.told = replace(told({}), progress={"p": Progress(State.RUNNING, 0.8, None, None)})
+    desk.check_room(ONE, num_bytes=600, megapixels=1)
+    with pytest.raises(StoreFull, match="601 bytes are needed, 600 are free"):
+        desk.check_room(ONE, num_bytes=601, megapixels=1)
 
 
 @pytest.mark.parametrize(
@@ -195,9 +210,9 @@ def test_room_is_kept_for_uploads_on_their_way(desk):
             await sent(desk, ONE, body())
         desk.check_room(TWO, num_bytes=1, megapixels=50)
         more.set()
-        for upload in uploads:
+        for sending in uploads:
             with pytest.raises(BadRequest):
-                await upload
+                await sending
         with pytest.raises(BadRequest):
             await sent(desk, ONE, body())
 
@@ -222,8 +237,8 @@ def test_a_key_may_hold_half_of_the_uploads(desk):
         with pytest.raises(QueueFull):
             await sent(desk, Owner("three", 10_000), body())
         more.set()
-        for upload in (*uploads, *others):
+        for sending in (*uploads, *others):
             with pytest.raises(BadRequest):
-                await upload
+                await sending
 
     asyncio.run(run())

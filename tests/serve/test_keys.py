@@ -40,6 +40,15 @@ def test_a_file_that_is_none(tmp_path, text, message):
         Keys.read(path)
 
 
+def test_a_key_is_added_to_a_file_that_was_edited_by_hand(tmp_path):
+    first = add_key(tmp_path / "keys", "lab")
+    path = tmp_path / "keys"
+    path.write_text(path.read_text().rstrip("\n"))
+    second = add_key(path, "museum")
+    keys = Keys.read(path)
+    assert [keys.owner(f"Bearer {key}").name for key in (first, second)] == ["lab", "museum"]
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(PlanError, match="cannot be read"):
         Keys.read(tmp_path / "keys")

@@ -137,6 +137,16 @@ def test_what_is_looked_at_is_drawn_next():
     assert len(draws(work_off(queue, ["w"]))) == GRID.num_shards - 1
 
 
+def test_a_picture_that_is_looked_at_before_it_is_begun_comes_before_others_of_its_key():
+    queue = Queue()
+    for name in ("first", "second"):
+        queue.add(name, owner="a", megapixels=12)
+    queue.look("second", Box(0, 0, 10, 10), level=0)
+    task = queue.take("w", now=0)
+    assert task is not None
+    assert task.picture == "second"
+
+
 def test_what_is_looked_at_before_it_is_begun_is_drawn_first():
     queue = Queue()
     queue.add("one", owner="a", megapixels=12)
@@ -253,6 +263,18 @@ def test_a_dropped_picture_takes_no_more_work():
     queue.begun("w", do_not_fail)
     assert queue.take("w", now=1) is None
     assert queue.megapixels_left == 0
+
+
+def test_a_task_on_a_whole_picture_hangs_later_the_larger_it_is():
+    queue = Queue()
+    queue.add("one", owner="a", megapixels=1000)
+    begin = queue.take("w", now=0)
+    assert begin is not None
+    assert begin.patience_s(1000) == 500
+    assert queue.longest_s(now=560) == pytest.approx(60)
+    queue.begun("w", Began(GRID))
+    queue.take("w", now=600)
+    assert queue.longest_s(now=620) == pytest.approx(20)
 
 
 def test_progress_and_rate():

@@ -1,7 +1,8 @@
 """States of a run: there whole or not at all, and never mixed."""
 
 import os
-from contextlib import suppress
+import signal
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -63,26 +64,41 @@ def test_a_state_of_another_run_is_refused(tmp_path):
         load_state(tmp_path, "joint", of="y")
 
 
-def save_in_child(folder: Path, failpoint: str) -> None:
+FULL = 3
+
+
+def save_in_child(folder: Path, failpoint: str) -> int:
+    """How the child has ended: 0, FULL, or killed."""
     child = os.fork()
     if child == 0:
         os.environ["ENGINE_FAILPOINT"] = failpoint
         failpoints._counts.clear()
-        with suppress(StorageFull):
+        try:
             save_state(folder, "joint", state(2), of="x")
+        except StorageFull:
+            os._exit(FULL)
         os._exit(0)
-    os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("action", ["kill", "enospc"])
-@pytest.mark.parametrize("name", ["open", "temp-write", "fsync", "rename", "fsync-folder"])
-def test_interrupted_anywhere_an_older_one_is_there(tmp_path, name, action):
-    save_state(tmp_path, "joint", state(1), of="x")
-    for occurrence in range(1, 4):
-        save_in_child(tmp_path, f"{name}:{occurrence}:{action}")
-        found = load_state(tmp_path, "joint", of="x")
+@pytest.mark.parametrize(("action", "end"), [("kill", -signal.SIGKILL), ("enospc", FULL)])
+@pytest.mark.parametrize(
+    ("name", "times"), [("open", 1), ("temp-write", 2), ("fsync", 1), ("rename", 2), ("fsync-folder", 1)]
+)
+def test_interrupted_anywhere_an_older_one_is_there(tmp_path, name, times, action, end):
+    for occurrence in count(1):
+        folder = tmp_path / str(occurrence)
+        folder.mkdir()
+        save_state(folder, "joint", state(1), of="x")
+        ended = save_in_child(folder, f"{name}:{occurrence}:{action}")
+        found = load_state(folder, "joint", of="x")
         assert found is not None
+        if ended == 0:  # there are no more places
+            assert found.step == 2
+            break
+        assert ended == end
         assert found.step in (1, 2)
+    assert occurrence > times
 
 
 def test_a_folder_is_for_one_run_at_a_time_and_loses_what_was_begun(tmp_path):

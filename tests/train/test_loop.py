@@ -51,6 +51,17 @@ def start(data: Path, folder: Path, workers: int, steps: int, **environment: str
     )
 
 
+def workers_of(running: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that train now."""
+    found: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):  # it has just ended
+        for process in psutil.Process(running.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    found.append(process)
+    return found
+
+
 def validated(folder: Path) -> list[tuple[str, int, float]]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [(one["stage"], one["step"], one["validation"]) for one in lines if "validation" in one]
@@ -85,12 +96,10 @@ def test_two_workers_share_their_gradients_stop_together_and_survive_a_death(dat
         killed = False
         while running.poll() is None:
             if not killed and list(folder.glob("super-resolution-*.state")):
-                for process in psutil.Process(running.pid).children(recursive=True):
+                for process in workers_of(running)[:1]:
                     with suppress(psutil.NoSuchProcess):
-                        if "RayTrainWorker" in " ".join(process.cmdline()):
-                            process.send_signal(signal.SIGKILL)
-                            killed = True
-                            break
+                        process.send_signal(signal.SIGKILL)
+                        killed = True
             time.sleep(0.05)
         assert running.wait() == 0, running.stderr.read()[-3000:]  # type: ignore[union-attr]
     assert killed
@@ -102,10 +111,15 @@ def test_two_workers_share_their_gradients_stop_together_and_survive_a_death(dat
 
 def test_what_would_fail_again_is_not_tried_again(data, tmp_path):
     with start(data, tmp_path / "ray", 2, 18, ENGINE_FAILPOINT="temp-write:2:enospc") as running:
-        assert running.wait() == 1
+        workers: set[int] = set()
+        while running.poll() is None:
+            workers |= {process.pid for process in workers_of(running)}
+            time.sleep(0.05)
         said = running.stderr.read()  # type: ignore[union-attr]
+    assert running.returncode == 1
     assert "TrainingError" in said
     assert "no space left" in said
+    assert len(workers) == 2
     assert not list((tmp_path / "ray").glob("*.state"))
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from engine.errors import TrainingError
 from engine.train import losses
-from engine.train.discriminator import VGG19_LAYERS, Discriminator, Vgg19
+from engine.train.discriminator import Discriminator, Vgg19
 
 
 @pytest.fixture
@@ -164,26 +165,42 @@ def test_the_critic_is_smooth_and_covers_the_picture():
         assert float(largest.detach()) == pytest.approx(1, abs=0.05)
 
 
-def test_vgg19_is_torchvisions_and_never_random(tmp_path):
-    torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed, it is the reference")
-    torch.manual_seed(1)
-    theirs = torchvision.models.vgg19(weights=None).eval()
-    path = tmp_path / "vgg19.pth"
-    torch.save(theirs.state_dict(), path)
-    mine = Vgg19(path)
-    picture = torch.rand(1, 3, 48, 48)
-    x = (picture - mine.mean) / mine.deviation
-    expected = []
-    with torch.no_grad():
-        for at, layer in enumerate(theirs.features[: VGG19_LAYERS[-1] + 1]):
-            x = layer(x)
-            if at in VGG19_LAYERS:
-                expected.append(x.clone())
-    found = mine.features(picture)
-    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))
-    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
-    from engine.errors import TrainingError
+VGG19_AS_PUBLISHED = (
+    ((0, 3, 64), (2, 64, 64)),
+    ((5, 64, 128), (7, 128, 128)),
+    ((10, 128, 256), (12, 256, 256), (14, 256, 256), (16, 256, 256)),
+    ((19, 256, 512), (21, 512, 512), (23, 512, 512), (25, 512, 512)),
+    ((28, 512, 512), (30, 512, 512), (32, 512, 512), (34, 512, 512)),
+)
+"""Simonyan and Zisserman 2015, table 1, E: number in torchvision's list, inputs, outputs; halved after each row."""
 
+
+def test_vgg19_is_the_published_one_before_activation(tmp_path):
+    torch.manual_seed(1)
+    weights: dict[str, torch.Tensor] = {}
+    for number, inputs, outputs in (layer for row in VGG19_AS_PUBLISHED for layer in row):
+        weights[f"features.{number}.weight"] = torch.randn(outputs, inputs, 3, 3) * (2 / (9 * inputs)) ** 0.5
+        weights[f"features.{number}.bias"] = torch.randn(outputs) * 0.1
+    torch.save(weights | {"classifier.0.bias": torch.zeros(4096)}, tmp_path / "vgg19.pth")
+    mine = Vgg19(tmp_path / "vgg19.pth")
+    picture = torch.rand(1, 3, 48, 48)
+    mean, deviation = (torch.tensor(of)[:, None, None] for of in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    x = (picture - mean) / deviation
+    expected: list[torch.Tensor] = []
+    with torch.no_grad():
+        for row in VGG19_AS_PUBLISHED:
+            for number, _, _ in row:
+                last = F.conv2d(x, weights[f"features.{number}.weight"], weights[f"features.{number}.bias"], padding=1)
+                x = last.clamp(min=0)
+            expected.append(last)
+            x = F.max_pool2d(x, 2)
+    found = mine.features(picture)
+    assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(found, expected, strict=True))
+
+
+def test_vgg19_is_never_random(tmp_path):
+    path = tmp_path / "vgg19.pth"
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
     with pytest.raises(TrainingError, match="31 of 32 weights"):
         Vgg19(path)
 

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 import engine.guide
+from engine.geometry import Box
 from engine.models.cra_srgan.generator import CraSrgan
-from engine.models.cra_srgan.layers import crop
 from engine.request import Request
 from engine.restoration import Restorer
 from engine.train.dataset import damaged_batch
@@ -39,13 +39,15 @@ def test_a_window_of_training_is_what_the_engine_restores(factor, restorer, pict
     with torch.no_grad():
         window = composite_window(network, batch, network.guide(batch.known_mean, batch.share), WINDOW_PX)
     y, x = batch.window_px
-    margin_px = restorer.checkpoint.network.local.head.margin_px  # so far the border of the window is felt
+    whole = Box(0, 0, *batch.missing.shape[-2:])
+    reach_px = network.local.head.reach_px  # so far the border of the crop is felt
+    inner = Box(y, x, y + WINDOW_PX, x + WINDOW_PX).intersection(whole.grown(-reach_px))
+    assert min(inner.size.h, inner.size.w) >= WINDOW_PX - reach_px
     for composite, intact, missing in zip(window.composite, batch.intact, batch.missing, strict=True):
         pixels = (intact.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
         made = torch.from_numpy(restorer.array(pixels, missing[0].numpy() > 0, Request(), scratch=tmp_path))
-        inner = ..., slice(y, y + WINDOW_PX), slice(x, x + WINDOW_PX)
-        wanted, hole = crop(made.permute(2, 0, 1)[inner], margin_px), crop(missing[0][inner], margin_px) > 0
-        error = 255 * crop(composite, margin_px).clamp(0, 1) - wanted
+        wanted, hole = made[inner.slices].permute(2, 0, 1), missing[0][inner.slices] > 0
+        error = 255 * composite[(..., *inner.shifted(-y, -x).slices)].clamp(0, 1) - wanted
         assert hole.sum() > 20
         assert error[:, hole].abs().max() < 0.6  # half a level, and residuals kept in float16
         assert error[:, ~hole].abs().max() < 0.01
@@ -59,5 +61,5 @@ def test_an_enlarged_window_is_cut_from_the_enlarged_whole(factor):
     last_y, last_x = (side - side_px for side in whole.shape[-2:])
     for y in range(last_y + 1):
         for x in (0, 1, last_x // 2, last_x):
-            wanted = whole[..., y : y + side_px, x : x + side_px]
-            assert torch.allclose(enlarge_window(plane, factor, (y, x), side_px), wanted, atol=1e-6)
+            window = Box(y, x, y + side_px, x + side_px)
+            assert torch.allclose(enlarge_window(plane, factor, window), whole[(..., *window.slices)], atol=1e-6)

@@ -34,7 +34,9 @@ def test_the_wide_convolutions_are_rounded_and_little_is_lost(checkpoint, folder
     rounded = {out.input[0] for out in made.graph.node if out.op_type == "DequantizeLinear"}
     narrow = [one.name for one in before.graph.initializer if len(one.dims) == 4 and min(one.dims[:2]) < 16]
     assert sum(one.op_type == "QuantizeLinear" for one in made.graph.node) > 4
+    wide = [one.name for one in before.graph.initializer if len(one.dims) == 4 and min(one.dims[:2]) >= 16]
     assert narrow
+    assert any(f"{name}_quantized" in rounded for name in wide)
     assert not any(f"{name}_quantized" in rounded for name in narrow)
     told = {one.key: one.value for one in made.metadata_props}
     assert (told["precision"], told["scale"], told["weights_sha256"]) == ("int8", "2", checkpoint.card.sha256)

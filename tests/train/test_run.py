@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from engine.errors import TrainingError
-from engine.models.checkpoint import load, read_card
+from engine.models.card import read_card
+from engine.models.checkpoint import load
 from engine.models.cra_srgan.generator import CraSrgan
 from engine.train import run as running
 from engine.train.checkpoints import State

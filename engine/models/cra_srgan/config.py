@@ -15,8 +15,11 @@ class Config:
     coarse_channels: tuple[int, int, int] = (16, 48, 64)
     """Widths of the coarse network at a half, a quarter and an eighth of the guide's size."""
     refine_channels: tuple[int, int, int] = (16, 24, 32)
-    head_channels: int = 32
-    head_blocks: int = 3
+    head_cell_px: int = 2
+    """Side of the blocks of pixels that the scale-1 head works on, 1 or 2."""
+    head_channels: int = 48
+    head_dilations: tuple[int, ...] = (1, 2, 4, 2, 1)
+    """Of the head's residual blocks."""
     trunk_channels: int = 48
     trunk_blocks: int = 8
     heads: int = 4
@@ -55,7 +58,7 @@ def full() -> Config:
         coarse_channels=(48, 96, 128),
         refine_channels=(48, 96, 128),
         head_channels=64,
-        head_blocks=4,
+        head_dilations=(1, 2, 4, 4, 2, 1),
         trunk_channels=64,
         trunk_blocks=16,
         heads=8,

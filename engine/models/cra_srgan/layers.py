@@ -7,7 +7,7 @@ tiles become exact. `"same"` layers pad and consume none: that is how crops are 
 parameters. `margin_px` is the number of pixels a layer consumes per side, so a network's context is a sum over layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Self, TypeVar, cast
 
 import torch
@@ -84,6 +84,13 @@ def depth_to_space(x: Tensor) -> Tensor:
     return rows.reshape(b, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
 
 
+def space_to_depth(x: Tensor) -> Tensor:
+    """(B, C, 2 * H, 2 * W) to (B, 4 * C, H, W): the inverse of `depth_to_space`."""
+    b, c, h, w = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(b, h // 2, 2, w // 2, 2 * c).transpose(2, 3)
+    return rows.reshape(b, h // 2, w // 2, 4 * c).permute(0, 3, 1, 2)
+
+
 def zero_(layer: Layer) -> Layer:
     """`layer` with all parameters zero: a branch that starts as nothing."""
     nn.init.zeros_(layer.weight)
@@ -95,9 +102,9 @@ def zero_(layer: Layer) -> Layer:
 class ResidualBlock(nn.Module):
     """Two convolutions without batch normalisation (Lim et al. 2017, EDSR, section 3.1)."""
 
-    def __init__(self, channels: int, *, padding: Padding) -> None:
+    def __init__(self, channels: int, *, padding: Padding, dilation: int = 1) -> None:
         super().__init__()
-        self.first = Conv(channels, channels, padding=padding)
+        self.first = Conv(channels, channels, padding=padding, dilation=dilation)
         self.second = Conv(channels, channels, padding=padding)
         self.margin_px = self.first.margin_px + self.second.margin_px
 
@@ -119,10 +126,10 @@ class Recomputing:
 
 
 class ResidualGroup(Recomputing, nn.Sequential):
-    """Residual blocks in a row."""
+    """Residual blocks in a row, one for each dilation."""
 
-    def __init__(self, channels: int, blocks: int, *, padding: Padding) -> None:
-        layers = [ResidualBlock(channels, padding=padding) for _ in range(blocks)]
+    def __init__(self, channels: int, dilations: Sequence[int], *, padding: Padding) -> None:
+        layers = [ResidualBlock(channels, padding=padding, dilation=dilation) for dilation in dilations]
         super().__init__(*layers)
         self.margin_px = sum(layer.margin_px for layer in layers)
 

@@ -25,6 +25,7 @@ from engine.models.cra_srgan.layers import (
     SubPixelConv,
     centre,
     crop,
+    space_to_depth,
     zero_,
 )
 
@@ -32,25 +33,32 @@ from engine.models.cra_srgan.layers import (
 class InpaintHead(nn.Module):
     """The scale-1 output: refines the fill at the picture's own resolution, inside holes only.
 
-    The aggregated residual is added behind the network, which does not see it: a distortion loss would teach it to
-    take borrowed texture away again.
+    It works on blocks of pixels (Zhang et al. 2018, FFDNet, section III), dilated in the middle, so that it sees both
+    sides of a wide scratch. The aggregated residual is added behind the network, which does not see it: a distortion
+    loss would teach it to take borrowed texture away again.
     """
 
     def __init__(self, config: Config, *, padding: Padding) -> None:
         super().__init__()
         inputs = 3 + 1 + 1 + config.guide_channels
-        self.enter = Conv(inputs, config.head_channels, padding=padding)
-        self.blocks = ResidualGroup(config.head_channels, config.head_blocks, padding=padding)
-        self.leave = zero_(Conv(config.head_channels, 3, padding=padding))
-        self.margin_px = self.enter.margin_px + self.blocks.margin_px + self.leave.margin_px
+        leave = SubPixelConv if config.head_cell_px == 2 else Conv
+        self.cell_px = config.head_cell_px
+        self.enter = Conv(self.cell_px**2 * inputs, config.head_channels, padding=padding)
+        self.blocks = ResidualGroup(config.head_channels, config.head_dilations, padding=padding)
+        self.leave = zero_(leave(config.head_channels, 3, padding=padding))
+        self.margin_px = self.cell_px * (self.enter.margin_px + self.blocks.margin_px + self.leave.margin_px)
+        self.reach_px = self.cell_px * (2 + sum(1 + dilation for dilation in config.head_dilations))
+        """As far it looks, whatever the padding."""
 
     def forward(self, pixels: Tensor, missing: Tensor, base: Tensor, detail: Tensor, guide: Tensor) -> Tensor:
         """The composite picture: known pixels as they came, missing ones restored.
 
         base: the guide's fill, enlarged; detail: the aggregated residual, already weighted; guide: (B, G, H, W).
+        H and W are whole blocks, which lie on the picture's own grid of them.
         """
         composite = torch.where(missing > 0, base, pixels)
-        features = self.enter(torch.cat([composite, missing, guide[:, -1:], guide[:, :-1]], 1))
+        seen = torch.cat([composite, missing, guide[:, -1:], guide[:, :-1]], 1)
+        features = self.enter(seen if self.cell_px == 1 else space_to_depth(seen))
         residual = self.leave(self.blocks(F.relu(features)))
         filled = centre(base, residual) + centre(detail, residual) + residual
         return torch.where(centre(missing, residual) > 0, filled, centre(pixels, residual))
@@ -62,7 +70,7 @@ class Trunk(nn.Module):
     def __init__(self, config: Config, *, padding: Padding) -> None:
         super().__init__()
         self.enter = Conv(4, config.trunk_channels, padding=padding)
-        self.blocks = ResidualGroup(config.trunk_channels, config.trunk_blocks, padding=padding)
+        self.blocks = ResidualGroup(config.trunk_channels, (1,) * config.trunk_blocks, padding=padding)
         self.leave = Conv(config.trunk_channels, config.trunk_channels, padding=padding)
         self.margin_px = self.enter.margin_px + self.blocks.margin_px + self.leave.margin_px
 
@@ -89,7 +97,7 @@ class SuperResolutionStage(nn.Module):
 
     def __init__(self, channels: int, next_channels: int, blocks: int, *, padding: Padding) -> None:
         super().__init__()
-        self.blocks = ResidualGroup(channels, blocks, padding=padding)
+        self.blocks = ResidualGroup(channels, (1,) * blocks, padding=padding)
         self.to_rgb = zero_(SubPixelConv(channels, 3, padding=padding))
         self.grow = SubPixelConv(channels, next_channels, padding=padding) if next_channels else None
         self.up = BicubicUp(padding=padding)

@@ -159,7 +159,10 @@ async function maskBlob() {
     pixels.data[at + 3] = 255;
   }
   context.putImageData(pixels, 0, 0);
-  return missing ? new Promise((done) => canvas.toBlob(done, "image/png")) : null;
+  if (!missing) return null;
+  const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
+  if (!blob) throw new Error("this browser cannot make a mask as large as the picture; give a mask file");
+  return blob;
 }
 
 function send(form) {
@@ -226,19 +229,40 @@ const go = guarded(async () => {
   leave();
   const mine = looks;
   const [id, token] = location.hash.slice(1).split(".");
-  $("job").hidden = !id;
+  $("job").hidden = true;
   $("new").hidden = Boolean(id);
   if (!id) return;
   $("link").hidden = true;
-  const job = await ask(`/v1/restorations/${id}?token=${token || ""}`);
+  const job = await ask(`/v1/restorations/${id}?token=${token || ""}`).catch((error) => {
+    if (mine === looks) $("new").hidden = false;
+    throw error;
+  });
   if (mine !== looks) return; // another one was chosen meanwhile
-  const source = new EventSource(job.links.events);
-  shown = { job, viewer: null, mode: "slider", items: {}, source };
-  source.onmessage = (event) => { if (mine === looks) update(JSON.parse(event.data)); };
-  source.onerror = () => { if (mine === looks && ["done", "failed"].includes(shown.job.state)) source.close(); };
+  $("job").hidden = false;
+  press("slider");
+  shown = { job, viewer: null, mode: "slider", items: {}, source: null };
+  listen();
   shown.timer = setInterval(refresh, LOOK_MS);
   update(job);
 });
+
+function listen() {
+  const own = shown, source = new EventSource(own.job.links.events);
+  own.source = source;
+  source.onmessage = (event) => { if (own === shown) update(JSON.parse(event.data)); };
+  source.onerror = () => {
+    if (own !== shown) return;
+    if (["done", "failed"].includes(own.job.state)) source.close();
+    // a refusal, by the service or a proxy before it: the browser does not ask again
+    else if (source.readyState === EventSource.CLOSED) setTimeout(() => { if (own === shown) listen(); }, 3000);
+  };
+}
+
+function press(mode) {
+  for (const button of document.querySelectorAll("[data-mode]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
+  }
+}
 
 function update(job) {
   const before = shown.job;
@@ -279,6 +303,7 @@ function downloads(job) {
 }
 
 async function look() {
+  if (!window.OpenSeadragon) { say(new Error("the viewer's library is missing on the server; see `make viewer`")); return; }
   if (shown.opening) return;
   shown.opening = true;
   const own = shown, layers = own.job.links.iiif, found = {};
@@ -360,7 +385,7 @@ function refresh(force) {
 $("split").addEventListener("input", () => { if (shown) { shown.clipped = null; clip(); } });
 for (const button of document.querySelectorAll("[data-mode]")) {
   button.addEventListener("click", () => {
-    for (const other of document.querySelectorAll("[data-mode]")) other.setAttribute("aria-pressed", String(other === button));
+    press(button.dataset.mode);
     if (!shown) return;
     shown.mode = button.dataset.mode;
     shown.clipped = null;
