@@ -207,8 +207,7 @@ class Archive:
         with self._changing:
             if picture not in self.pictures:
                 return
-            with suppress(FileNotFoundError):  # a folder that someone has removed: remembered as long as this runs
-                write_atomic(self.folder(picture) / _END, seal(asdict(end)))
+            write_atomic(self.folder(picture) / _END, seal(asdict(end)))
             self.ends[picture] = end
 
     def drop(self, job: str) -> tuple[str, Path] | None:
