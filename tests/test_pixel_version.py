@@ -5,6 +5,7 @@ changelog, then renew the file with `python -m tests.test_pixel_version`.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +20,7 @@ from engine.request import Request
 from engine.restoration import Restorer
 from tests.networks import TINY
 
+SIZES = replace(TINY, head_cell_px=1, head_dilations=(1,))
 GOLDEN = Path(__file__).parent / "golden_pixels.json"
 
 
@@ -28,13 +30,13 @@ def waves(num: int, phase: float, amplitude: float) -> torch.Tensor:
 
 
 def restorer(folder: Path) -> Restorer:
-    network = CraSrgan(TINY).eval()
+    network = CraSrgan(SIZES).eval()
     weights = {
         name: waves(parameter.numel(), index, fan_in(parameter) ** -0.5).reshape(parameter.shape)
         for index, (name, parameter) in enumerate(network.named_parameters())
     }
     path = folder / "waves.safetensors"
-    save(path, weights, config=TINY, name="waves", degradation="clean", licence="", training={}, numbers={})
+    save(path, weights, config=SIZES, name="waves", degradation="clean", licence="", training={}, numbers={})
     return Restorer(model=str(path))
 
 

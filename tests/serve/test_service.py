@@ -256,7 +256,7 @@ def test_keys_keep_owners_apart(home, network):
                 continue
             address = route.format(
                 job_id=job["id"],
-                identifier=f"{job['id']}~restored",
+                identifier=job["id"] if "manifest" in route else f"{job['id']}~restored",
                 region="full",
                 size="max",
                 rotation="0",
