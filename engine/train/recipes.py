@@ -92,7 +92,7 @@ def gan() -> Recipe:
 
 def realtime() -> Recipe:
     """A small student of a larger network (`--teacher`), whose guide and head it takes over (`--start-from`)."""
-    _, _, enlarging, joint = _distortion(1)
+    *_, enlarging, joint = _distortion(1)
     stages = (
         replace(enlarging, losses=LossWeights(pixel=0.5, taught=0.5)),
         replace(joint, trains=LOCAL, steps=2000),
@@ -131,13 +131,26 @@ def report() -> Recipe:
 
 
 def _distortion(times: int) -> tuple[Stage, ...]:
-    """Coarse fill, fill, enlargement, all together."""
+    """The head over the harmonic fill, coarse fill, fill with the head, enlargement, all together."""
     return (
+        Stage(
+            name="head",
+            task="head",
+            trains=("local.head.",),
+            steps=12000 * times,
+            learning_rate=1e-3,
+            losses=LossWeights(pixel=0.0, hole=1.0),
+            window_px=192,
+            draws=(
+                Draw(probability=0.35, batch=4, side_px=192, factor=1),
+                Draw(probability=0.65, batch=4, side_px=96, factor=2),
+            ),
+        ),
         Stage(
             name="coarse",
             task="coarse",
             trains=("guide.coarse.",),
-            steps=3000 * times,
+            steps=2000 * times,
             learning_rate=1e-3,
             losses=LossWeights(pixel=0.0, hole=1.0),
             draws=(
@@ -150,17 +163,17 @@ def _distortion(times: int) -> tuple[Stage, ...]:
             name="inpainting",
             task="inpainting",
             trains=("guide.refine.", "local.head."),  # trained beside it, the coarse network falls silent
-            steps=4000 * times,
+            steps=8000 * times,
             learning_rate=4e-4,
             losses=LossWeights(pixel=0.0, hole=1.0, edge=0.1),
-            window_px=128,
+            window_px=160,
             draws=DAMAGED,
         ),
         Stage(
             name="super-resolution",
             task="super-resolution",
             trains=LOCAL,
-            steps=6000 * times,
+            steps=12000 * times,
             learning_rate=1e-3,
             losses=LossWeights(pixel=1.0),
             draws=INTACT,
@@ -169,7 +182,7 @@ def _distortion(times: int) -> tuple[Stage, ...]:
             name="joint",
             task="joint",
             trains=("",),
-            steps=5000 * times,
+            steps=8000 * times,
             learning_rate=3e-4,
             guide_rate_factor=0.1,
             losses=LossWeights(pixel=1.0, hole=0.05, edge=0.1),

@@ -7,7 +7,7 @@ from engine.errors import TrainingError
 from engine.geometry import ceil_div
 from engine.train.losses import Adversarial
 
-Task = Literal["coarse", "inpainting", "super-resolution", "joint", "detection"]
+Task = Literal["head", "coarse", "inpainting", "super-resolution", "joint", "detection"]
 
 GLOBAL = ("guide.", "local.head.")
 LOCAL = (

@@ -70,6 +70,8 @@ class Objective(nn.Module):
             found = super_resolution_loss(
                 network, batch, stage.losses, PIXEL[stage.pixel_loss], teacher=self._teachers[0]
             )
+        elif stage.task == "head":
+            found = head_loss(network, batch, stage.losses, stage.window_px, PIXEL[stage.pixel_loss])
         elif stage.task == "coarse":
             found = coarse_loss(network, batch, stage.losses)
         elif stage.task == "inpainting":
@@ -147,6 +149,21 @@ def coarse_loss(network: CraSrgan, batch: DamagedBatch, weights: LossWeights) ->
     wanted = F.avg_pool2d(batch.intact, batch.factor)
     error = losses.hole_error(coarse, wanted, hole, base)
     return Found(weights.hole * error, {"coarse": float(error.detach())}, [(coarse, wanted)])
+
+
+def head_loss(
+    network: CraSrgan,
+    batch: DamagedBatch,
+    weights: LossWeights,
+    window_px: int,
+    pixel: Pixel = losses.charbonnier,
+) -> Found:
+    """Loss on the composite over the harmonic fill, as if the guide were silent: the head learns most of it alone."""
+    base = harmonic_fill(batch.known_mean, (batch.share >= 1).float())
+    features = base.new_zeros(len(base), network.config.guide_channels, *base.shape[-2:])
+    silent = GlobalPass(base, base, base, features, [])
+    window = composite_window(network, batch, silent, window_px)
+    return _composite_loss(window, batch.factor, weights, pixel)
 
 
 def inpainting_loss(
@@ -273,18 +290,19 @@ def _inpainting_loss(
     target = F.avg_pool2d(batch.intact, batch.factor)
     coarse = losses.hole_error(found.coarse, target, hole, found.base)
     fill = losses.hole_error(found.fill, target, hole, found.base)
-    composite = _composite_error(window, batch.factor)
-    loss = weights.hole * (0.5 * coarse + fill + composite)
+    composite = _composite_loss(window, batch.factor, weights, pixel)
+    logs: Logs = {"coarse": float(coarse.detach()), "fill": float(fill.detach()), **composite.logs}
+    return replace(composite, loss=composite.loss + weights.hole * (0.5 * coarse + fill), logs=logs)
+
+
+def _composite_loss(window: Window, factor: int, weights: LossWeights, pixel: Pixel) -> Found:
+    error = _composite_error(window, factor)
+    loss = weights.hole * error
     if weights.pixel:
         loss = loss + weights.pixel * pixel(window.composite, window.wanted)
-    if weights.edge and batch.factor < RATIO_LIMIT - 1:
+    if weights.edge and factor < RATIO_LIMIT - 1:
         loss = loss + weights.edge * losses.edge(window.composite, window.wanted)
-    logs: Logs = {
-        "coarse": float(coarse.detach()),
-        "fill": float(fill.detach()),
-        "composite": float(composite.detach()),
-    }
-    return Found(loss, logs, [(window.composite, window.wanted)])
+    return Found(loss, {"composite": float(error.detach())}, [(window.composite, window.wanted)])
 
 
 def _composite_error(window: Window, factor: int) -> Tensor:

@@ -130,7 +130,7 @@ def test_the_recipe_draws_bad_copies_and_learns_to_correct_them(pictures: Pictur
     recipe = RECIPES["lite_scan"]()
     (stage,) = recipe.stages
     batch = batch_of(pictures, stage, seed=1, step=0)
-    clean = batch_of(pictures, RECIPES["lite"]().stages[2], seed=1, step=0)
+    clean = batch_of(pictures, RECIPES["lite"]().stages[3], seed=1, step=0)
     assert isinstance(batch, ScaleBatch)
     assert isinstance(clean, ScaleBatch)
     network = CraSrgan(recipe.model, padding="same")

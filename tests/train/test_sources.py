@@ -63,7 +63,7 @@ def test_batches_are_the_same_from_everywhere(folder, prefix, tmp_path):
     tarred(folder, tmp_path / "tar" / "all.tar")
     for name in NAMES:
         prefix.put(name, (folder / name).read_bytes())
-    for stage in lite().stages[1:3]:
+    for stage in lite().stages[2:4]:
         small = replace(stage, draws=tuple(replace(draw, batch=1, side_px=16) for draw in stage.draws))
         first, *others = (
             batch_of(Run(lite(), data, tmp_path, "CC0").pictures(small), small, seed=1, step=2)
@@ -75,7 +75,7 @@ def test_batches_are_the_same_from_everywhere(folder, prefix, tmp_path):
 
 
 def test_photos_scenes_and_films_are_told_apart(folder, tmp_path):
-    run, (_, holes, enlarging, _) = Run(lite(), folder, tmp_path, "CC0"), lite().stages
+    run, (*_, holes, enlarging, _) = Run(lite(), folder, tmp_path, "CC0"), lite().stages
     assert [len(run.pictures(stage)) for stage in (holes, enlarging)] == [3, 2]
     assert len(run.pictures(holes).overlays) == 1
 

@@ -11,7 +11,7 @@ from engine.models.cra_srgan.generator import CraSrgan
 from engine.train.dataset import Pictures, damaged_batch, scale_batch
 from engine.train.recipes import RECIPES
 from engine.train.stages import GLOBAL, LOCAL, LossWeights
-from engine.train.step import coarse_loss, inpainting_loss, joint_loss, super_resolution_loss
+from engine.train.step import coarse_loss, head_loss, inpainting_loss, joint_loss, super_resolution_loss
 from tests.networks import TINY
 
 WEIGHTS = LossWeights(pixel=1.0, edge=0.1, frequency=0.1)
@@ -26,11 +26,11 @@ def losses_of(task: str, network: CraSrgan, pictures: Pictures):
     damaged = damaged_batch(pictures, seed=(1,), batch=2, guide_px=32, factor=2, window_px=32, levels=levels)
     if task == "coarse":
         return lambda: coarse_loss(network, damaged, WEIGHTS)
-    loss = {"inpainting": inpainting_loss, "joint": joint_loss}[task]
+    loss = {"head": head_loss, "inpainting": inpainting_loss, "joint": joint_loss}[task]
     return lambda: loss(network, damaged, WEIGHTS, 32)
 
 
-@pytest.mark.parametrize("task", ["coarse", "inpainting", "super-resolution", "joint"])
+@pytest.mark.parametrize("task", ["head", "coarse", "inpainting", "super-resolution", "joint"])
 def test_the_loss_falls_on_one_batch(task, pictures):
     network = CraSrgan(TINY, padding="same")
     loss_of = losses_of(task, network, pictures)
@@ -48,7 +48,13 @@ def test_the_loss_falls_on_one_batch(task, pictures):
 
 @pytest.mark.parametrize(
     ("task", "prefixes"),
-    [("coarse", ("guide.coarse.",)), ("inpainting", GLOBAL), ("super-resolution", LOCAL), ("joint", ("",))],
+    [
+        ("head", ("local.head.",)),
+        ("coarse", ("guide.coarse.",)),
+        ("inpainting", GLOBAL),
+        ("super-resolution", LOCAL),
+        ("joint", ("",)),
+    ],
 )
 def test_a_task_reaches_the_parameters_that_its_stage_trains(task, prefixes, pictures):
     """And no others: what a stage does not train gets no slope from a loss it cannot see, or is left alone by it."""
@@ -65,7 +71,7 @@ def test_a_task_reaches_the_parameters_that_its_stage_trains(task, prefixes, pic
     unused = {"local.null_guide"} if task == "joint" else set()  # used where no guide is given
     unused |= {name for name in wanted if ".grow." in name}
     assert wanted - deepest - unused <= reached
-    if task == "super-resolution":
+    if task in ("head", "super-resolution"):
         assert reached <= wanted
 
 

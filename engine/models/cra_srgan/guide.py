@@ -14,13 +14,9 @@ from torch.nn import functional as F
 from engine.geometry import round_up
 from engine.models.cra_srgan.attention import CELL_PX, AttentionRows, MultiScaleContextualAttention
 from engine.models.cra_srgan.config import Config
-from engine.models.cra_srgan.layers import GatedConv, GatedResidual, Recomputing, zero_
+from engine.models.cra_srgan.layers import RESIDUAL_UNIT, GatedConv, GatedResidual, Recomputing, centred, zero_
 
 JACOBI_STEPS = 16
-
-RESIDUAL_UNIT = 0.1
-"""What a network's output of 1 adds to the fill: a usual error. In units of the whole range, the first steps of
-training overshoot so far that the networks learn to be silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +121,7 @@ class CoarseNet(nn.Module):
         self.leave = zero_(nn.Conv2d(widths[0], 4 * 3, 3, padding=1))
 
     def forward(self, picture: Tensor, share: Tensor) -> Tensor:
-        found = self.net.decode(*self.net.encode(torch.cat([_centred(picture), share], 1)))
+        found = self.net.decode(*self.net.encode(torch.cat([centred(picture), share], 1)))
         return RESIDUAL_UNIT * F.pixel_shuffle(self.leave(found), 2).float()
 
 
@@ -139,19 +135,14 @@ class RefineNet(nn.Module):
         self.attention = MultiScaleContextualAttention(widths[2], patch_sizes=sizes)
         self.merge = GatedConv(2 * widths[2], widths[2])
         self.leave = zero_(nn.Conv2d(widths[0], 4 * 3, 3, padding=1))
-        self.features = nn.Conv2d(widths[0], 4 * guide_channels, 1)
+        self.features = zero_(nn.Conv2d(widths[0], 4 * guide_channels, 1))
 
     def forward(self, coarse: Tensor, share: Tensor, base: Tensor) -> tuple[Tensor, Tensor, list[AttentionRows]]:
-        half, quarter, cells = self.net.encode(torch.cat([_centred(coarse), share, _centred(base)], 1))
+        half, quarter, cells = self.net.encode(torch.cat([centred(coarse), share, centred(base)], 1))
         attended, rows = self.attention(cells, F.avg_pool2d(share, CELL_PX))
         found = self.net.decode(half, quarter, cells + self.merge(torch.cat([cells, attended], 1)))
         residual = RESIDUAL_UNIT * F.pixel_shuffle(self.leave(found), 2).float()
         return residual, F.pixel_shuffle(self.features(found), 2), rows
-
-
-def _centred(picture: Tensor) -> Tensor:
-    """Of about unit variance."""
-    return 4 * (picture - 0.5)
 
 
 class GlobalHalf(Recomputing, nn.Module):

@@ -19,6 +19,10 @@ Padding = Literal["valid", "same"]
 Layer = TypeVar("Layer", bound=nn.Conv2d)
 Made = TypeVar("Made")
 
+RESIDUAL_UNIT = 0.1
+"""What a network's output of 1 adds to the fill: a usual error. In units of the whole range, the first steps of
+training overshoot so far that the networks learn to be silent."""
+
 
 def crop(x: Tensor, margin_px: int) -> Tensor:
     """`x` without `margin_px` pixels on each of its four sides."""
@@ -89,6 +93,11 @@ def space_to_depth(x: Tensor) -> Tensor:
     b, c, h, w = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(b, h // 2, 2, w // 2, 2 * c).transpose(2, 3)
     return rows.reshape(b, h // 2, w // 2, 4 * c).permute(0, 3, 1, 2)
+
+
+def centred(picture: Tensor) -> Tensor:
+    """Of about unit variance."""
+    return 4 * (picture - 0.5)
 
 
 def zero_(layer: Layer) -> Layer:

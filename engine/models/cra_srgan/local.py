@@ -17,6 +17,7 @@ from engine.geometry import ceil_div, round_up
 from engine.models.cra_srgan.attention import CrossModalFusion, EdgeAware, FrequencyDecomposition
 from engine.models.cra_srgan.config import Config
 from engine.models.cra_srgan.layers import (
+    RESIDUAL_UNIT,
     BicubicDown,
     BicubicUp,
     Conv,
@@ -24,6 +25,7 @@ from engine.models.cra_srgan.layers import (
     ResidualGroup,
     SubPixelConv,
     centre,
+    centred,
     crop,
     space_to_depth,
     zero_,
@@ -57,9 +59,11 @@ class InpaintHead(nn.Module):
         H and W are whole blocks, which lie on the picture's own grid of them.
         """
         composite = torch.where(missing > 0, base, pixels)
-        seen = torch.cat([composite, missing, guide[:, -1:], guide[:, :-1]], 1)
+        shown = composite if self.cell_px == 1 else centred(composite)
+        seen = torch.cat([shown, missing, guide[:, -1:], guide[:, :-1]], 1)
         features = self.enter(seen if self.cell_px == 1 else space_to_depth(seen))
-        residual = self.leave(self.blocks(F.relu(features)))
+        residual = self.leave(self.blocks(F.relu(features))).float()
+        residual = residual if self.cell_px == 1 else RESIDUAL_UNIT * residual
         filled = centre(base, residual) + centre(detail, residual) + residual
         return torch.where(centre(missing, residual) > 0, filled, centre(pixels, residual))
 
