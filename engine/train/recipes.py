@@ -163,7 +163,7 @@ def _distortion(times: int) -> tuple[Stage, ...]:
             name="inpainting",
             task="inpainting",
             trains=("guide.refine.", "local.head."),  # trained beside it, the coarse network falls silent
-            steps=8000 * times,
+            steps=5000 * times,
             learning_rate=4e-4,
             losses=LossWeights(pixel=0.0, hole=1.0, edge=0.1),
             window_px=160,
