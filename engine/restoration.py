@@ -91,6 +91,15 @@ class Restorer:
             )
         return TorchRunner(self.checkpoint, precision=self._precision, threads=self._threads, device=self._device)
 
+    def _check(self, request: Request) -> None:
+        """Raises PlanError where a plan would tell of other sums than are done here."""
+        asked = resolved_precision(request.precision), request.device
+        if asked != (self._precision, self._device):
+            raise PlanError(
+                f"the request is for {' on '.join(asked)}, this restorer works in {self._precision} on {self._device}; "
+                "give both the same precision and device"
+            )
+
     @cached_property
     def _detector(self) -> DamageDetector:
         return DamageDetector()
@@ -114,6 +123,7 @@ class Restorer:
         """
         info = probe_in_child(job.image, max_pixels=job.max_pixels, page=request.page)
         mask_sha256 = "unread" if job.detect else "none" if job.mask is None else digest_of(job.mask).sha256
+        self._check(request)
         plan, tiling = make_plan(
             request,
             info,
@@ -277,6 +287,7 @@ class Restorer:
         """A picture in memory, restored in memory: the same tiles, without a canvas. `scratch` holds residuals."""
         source = ArrayPicture(pixels)
         missing = no_mask(source.size) if mask is None else array_mask(mask)
+        self._check(request)
         plan, tiling = make_plan(
             request, source, self.checkpoint.card, name="array", input_sha256=source.sha256, mask_sha256=missing.sha256
         )

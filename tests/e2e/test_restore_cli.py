@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 import engine.planning
 from engine import failpoints, restore
 from engine.cli import app
+from engine.errors import PlanError
 from engine.geometry import Box
 from engine.models.runner import TorchRunner
 from engine.render import Renderer
@@ -558,6 +559,13 @@ def test_the_function_does_what_the_command_does(model, tmp_path):
     assert restored(image, "--out", tmp_path / "two", "--model", model, "--scale", 2)[0] == 0
     assert np.array_equal(read(receipt.outputs[0]), read(tmp_path / "two" / "a.zarr"))
     assert (tmp_path / "one" / "a.png").read_bytes() == (tmp_path / "two" / "a.png").read_bytes()
+
+
+@pytest.mark.parametrize("asked", [Request(precision="bf16"), Request(device="cuda")])
+def test_a_restorer_refuses_a_request_for_other_sums(asked, model, tmp_path):
+    """Its plan would tell of them."""
+    with pytest.raises(PlanError, match="this restorer works in fp32 on cpu"):
+        Restorer(model=str(model)).array(np.zeros((8, 8, 3), np.uint8), None, asked, scratch=tmp_path)
 
 
 def test_plan_says_what_it_would_take_and_writes_nothing(model, tmp_path):
