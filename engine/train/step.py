@@ -233,7 +233,7 @@ def super_resolution_loss(
 
 def detection_loss(network: Detector, batch: OverlaidBatch, weights: LossWeights) -> Found:
     """Cross-entropy and Dice of the damage that is found; for people, it is shown in red on what was given."""
-    logits = network(batch.picture)
+    logits = network(batch.picture).float()
     entropy = F.binary_cross_entropy_with_logits(logits, batch.damaged)
     probability = torch.sigmoid(logits)
     dice = losses.dice(probability, batch.damaged)

@@ -141,7 +141,8 @@ def test_the_recipe_trains_on_overlaid_crops(folder, tmp_path):
     assert one.picture.shape != other.picture.shape or not torch.equal(one.picture, other.picture)
 
 
-def test_the_loss_falls_on_one_batch(folder, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_falls_on_one_batch(folder, tmp_path, precision):
     torch.manual_seed(0)
     cv2.imwrite(str(tmp_path / "a.png"), soft_noise(320, 320))
     pictures, (stage,) = Pictures(find(tmp_path), overlays=Overlays(find(folder))), detector().stages
@@ -151,7 +152,8 @@ def test_the_loss_falls_on_one_batch(folder, tmp_path):
     found = []
     for _ in range(30):
         optimiser.zero_grad()
-        step = detection_loss(network, batch, LossWeights(pixel=1.0, dice=0.5))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            step = detection_loss(network, batch, LossWeights(pixel=1.0, dice=0.5))
         step.loss.backward()
         optimiser.step()
         found.append(float(step.loss.detach()))

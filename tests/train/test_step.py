@@ -46,6 +46,16 @@ def test_the_loss_falls_on_one_batch(task, pictures):
     assert min(found[-3:]) < 0.9 * found[0]
 
 
+@pytest.mark.parametrize("task", ["head", "coarse", "inpainting", "super-resolution", "joint"])
+def test_halved_precision_gives_the_same_loss_to_a_few_hundredths(task, pictures):
+    loss_of = losses_of(task, CraSrgan(TINY, padding="same"), pictures)
+    usual = float(loss_of().loss.detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = loss_of()
+    halved.loss.backward()
+    assert float(halved.loss.detach()) == pytest.approx(usual, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("task", "prefixes"),
     [
