@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from engine.models.checkpoint import Checkpoint, load, save
 from engine.models.cra_srgan.config import Config
 from engine.models.cra_srgan.generator import CraSrgan
+from engine.models.cra_srgan.layers import RESIDUAL_UNIT
 from engine.models.detector import Detector
 from engine.models.detector_config import DetectorConfig
 
@@ -26,7 +27,7 @@ TINY = Config(
 )
 """Every module of the generator in a few thousand parameters."""
 
-STAGE_STD, HEAD_STD, GUIDE_STD = 0.17, 0.08, 0.04
+STAGE_STD, HEAD_STD, GUIDE_STD = 0.17, 0.1, 0.04
 """Of what each stage, the head and each network of the guide add to a picture in [0, 1]."""
 
 
@@ -52,7 +53,7 @@ def _calibrate(network: CraSrgan) -> None:
     leaving: list[tuple[nn.Module, float]] = [
         (network.guide.coarse.leave, GUIDE_STD),
         (network.guide.refine.leave, GUIDE_STD),
-        (network.local.head.leave, HEAD_STD),
+        (network.local.head.leave, HEAD_STD / (1 if network.config.head_cell_px == 1 else RESIDUAL_UNIT)),
         *((network.local.stage(index).to_rgb, STAGE_STD) for index in range(len(network.config.stage_channels))),
     ]
     if network.local.clean is not None:
