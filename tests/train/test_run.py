@@ -426,28 +426,28 @@ def test_ablations_leave_losses_out():
 
 
 def test_a_shorter_run_keeps_the_shares(data, tmp_path):
-    shorter = Run(RECIPES["lite"](), data, tmp_path, "CC0").shortened(200)
-    assert [one.steps for one in shorter.recipe.stages] == [33, 44, 67, 56]
+    shorter = Run(RECIPES["lite"](), data, tmp_path, "CC0").shortened(390)
+    assert [one.steps for one in shorter.recipe.stages] == [120, 20, 50, 120, 80]
 
 
 def test_the_command_line_trains_stops_and_goes_on(tmp_path):
     (tmp_path / "data").mkdir()
     cv2.imwrite(str(tmp_path / "data" / "a.png"), soft_noise(512, 512))
     command = [sys.executable, "-m", "engine.cli", "train", "--data", "data", "--data-licence", "CC0"]
-    command += ["--out", "run", "--recipe", "lite", "--steps", "12", "--stage", "coarse"]
+    command += ["--out", "run", "--recipe", "lite", "--steps", "12", "--stage", "head"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as stopped:
-        while not list((tmp_path / "run").glob("coarse-*.state")):
+        while not list((tmp_path / "run").glob("head-*.state")):
             assert stopped.poll() is None
             time.sleep(0.05)
         (tmp_path / "run" / "stop").touch()
         said, _ = stopped.communicate()
     assert stopped.returncode == 0
-    assert "stopped: coarse is at step " in said
+    assert "stopped: head is at step " in said
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert "stopped" not in ended.stdout
-    assert read_card(tmp_path / "run" / "lite.safetensors").training["stages"]["coarse"]["steps"] == 2
+    assert read_card(tmp_path / "run" / "lite.safetensors").training["stages"]["head"]["steps"] == 4
 
 
 def taught(recipe: Recipe) -> Recipe:
